@@ -1,0 +1,16 @@
+"""What every test and doctest finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sitout
+import sitout.masks
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace: dict[str, Any]) -> None:
+    doctest_namespace.update(torch=torch, sitout=sitout, MaskKey=sitout.masks.MaskKey)

@@ -1,0 +1,11 @@
+"""sitout: dropout in which a unit that sits out costs nothing, for PyTorch.
+
+``sitout.nn`` and ``sitout.functional`` hold the layers, ``sitout.masks`` the randomness behind
+them, and ``sitout.study`` measures whether dropout helps a network on given data.
+"""
+
+from . import backends, functional, masks, nn
+from ._version import __version__
+from .masks import MaskKey
+
+__all__ = ["MaskKey", "__version__", "backends", "functional", "masks", "nn"]

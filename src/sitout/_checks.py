@@ -1,0 +1,81 @@
+"""Argument rules, and the one form of an error message: who, rule, what was given, way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Real
+
+
+def message(what: str, rule: str, got: object, way_out: str = "") -> str:
+    """Return ``"<what> must be <rule>. Got <got>. <way out>"``."""
+    return f"{what} must be {rule}. Got {got!r}.{' ' + way_out if way_out else ''}"
+
+
+def rate(p: object, owner: str, *, below_one: bool = False) -> float:
+    """Return ``p`` as a float, or raise if it is no drop rate.
+
+    Raises:
+        TypeError: ``p`` is a bool or no real number.
+        ValueError: ``p`` is NaN, or outside [0, 1] (outside [0, 1) with ``below_one``).
+    """
+    interval = "[0, 1)" if below_one else "[0, 1]"
+    what, rule = f"`p` of {owner}", f"a number in {interval}"
+    if isinstance(p, bool) or not isinstance(p, Real):
+        raise TypeError(message(what, rule, p))
+    value = float(p)
+    if math.isnan(value) or not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+        raise ValueError(message(what, rule, p))
+    return value
+
+
+def flag(value: object, name: str, owner: str) -> bool:
+    """Return ``value`` if it is a bool.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(message(f"`{name}` of {owner}", "True or False", value))
+    return value
+
+
+def integer(value: object, name: str, owner: str) -> int:
+    """Return ``value`` if it is an int and no bool.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(message(f"`{name}` of {owner}", "an int", value))
+    return value
+
+
+def dims(value: Iterable[int], name: str, owner: str) -> tuple[int, ...]:
+    """Return ``value`` as a tuple of ints.
+
+    Raises:
+        TypeError: it is no sequence of ints.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(message(f"`{name}` of {owner}", "a sequence of ints", value))
+    return tuple(integer(dim, name, owner) for dim in value)
+
+
+def choice(value: str, known: Iterable[str], what: str) -> str:
+    """Return ``value`` if it is one of ``known``.
+
+    Raises:
+        ValueError: it is not; the message lists what is known and the nearest name.
+    """
+    known = list(known)
+    if value in known:
+        return value
+    raise ValueError(message(what, f"one of {', '.join(known)}", value, nearest(value, known)))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'?"`` where a known name is near, else an empty string."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""

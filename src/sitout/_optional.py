@@ -1,0 +1,32 @@
+"""Optional imports with an install hint: the only try/except ImportError in the package."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def needs(extra: str, who: str) -> Iterator[None]:
+    """Give a failed import inside the block the command that mends it.
+
+    Args:
+        extra: the extra of sitout that brings the package.
+        who: the public name that needs it.
+
+    Raises:
+        ImportError: a package of the extra is missing; the message names it and the remedy.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "sitout":
+            raise
+        raise ImportError(
+            f"{who} needs {error.name or 'a package'}, which is not installed. "
+            f"Install it with: pip install 'sitout[{extra}]'",
+            name=error.name,
+        ) from error

@@ -1,0 +1,104 @@
+"""Which kernel serves a tensor: one mask specification, several implementations.
+
+``reference`` is the specification in plain torch, right on every device. Dispatch follows the
+tensor, never the process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from .. import _checks
+from . import reference
+from ._address import Address
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import Tensor
+
+__all__ = ["Address", "Explanation", "explain", "reference", "select", "use"]
+
+_BACKENDS: dict[str, ModuleType] = {"reference": reference}
+_forced: list[str] = []
+
+
+class Explanation(NamedTuple):
+    """Which backend serves a tensor, and why.
+
+    Args:
+        backend: its name.
+        why: one sentence.
+
+    Example:
+        >>> Explanation("reference", "it is the only one").backend
+        'reference'
+    """
+
+    backend: str
+    why: str
+
+
+class use:  # noqa: N801
+    """Force a backend from now on, or within a ``with`` block.
+
+    The environment variable ``SITOUT_BACKEND`` does the same for a whole process.
+
+    Args:
+        name: of the backend.
+
+    Raises:
+        ValueError: no backend bears the name.
+
+    Example:
+        >>> with use("reference"):
+        ...     explain(torch.ones(2)).why
+        "forced by sitout.backends.use('reference')"
+    """
+
+    def __init__(self, name: str) -> None:
+        _forced.append(_checks.choice(name, _BACKENDS, "the backend given to use()"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _forced.pop()
+
+
+def explain(x: Tensor) -> Explanation:
+    """Return which backend serves ``x``, and why.
+
+    Args:
+        x: any tensor.
+
+    Raises:
+        ValueError: ``SITOUT_BACKEND`` names no backend.
+
+    Example:
+        >>> explain(torch.ones(2)).backend
+        'reference'
+    """
+    if _forced:
+        return Explanation(_forced[-1], f"forced by sitout.backends.use({_forced[-1]!r})")
+    wanted = os.environ.get("SITOUT_BACKEND")
+    if wanted:
+        name = _checks.choice(wanted, _BACKENDS, "the environment variable SITOUT_BACKEND")
+        return Explanation(name, "forced by the environment variable SITOUT_BACKEND")
+    return Explanation(
+        "reference", f"no compiled backend serves {x.device.type} tensors in this version"
+    )
+
+
+def select(x: Tensor) -> ModuleType:
+    """Return the module that serves ``x``.
+
+    Args:
+        x: any tensor.
+
+    Example:
+        >>> select(torch.ones(2)) is reference
+        True
+    """
+    return _BACKENDS[explain(x).backend]

@@ -1,0 +1,163 @@
+"""Dropout of whole channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import functional
+from ._base import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+class Dropout1d(Site, torch.nn.Dropout1d):
+    """Drop whole channels of sequences in training; the identity in evaluation.
+
+    A drop-in for :class:`torch.nn.Dropout1d`, of which it is a subclass.
+
+    Args:
+        p: drop rate, a fraction in [0, 1].
+        inplace: write the result into the input.
+        shared_dims: further dims along which one mask bit serves all.
+        batch_dim: 0, or 1 for ``[C, N, ...]``.
+
+    Shape:
+        ``[N, C, L]`` or ``[C, L]`` to the same shape.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: ``p`` is not in [0, 1].
+
+    Example:
+        >>> sitout.nn.Dropout1d(0.2)
+        Dropout1d(p=0.2, inplace=False)
+
+    Reference:
+        Tompson et al. 2015, arXiv 1411.4280; see :func:`sitout.functional.dropout1d`.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        shared_dims: Sequence[int] = (),
+        batch_dim: int = 0,
+    ) -> None:
+        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, in training with some channels dropped."""
+        return functional.dropout1d(
+            x,
+            self.p,
+            self.training,
+            self.inplace,
+            shared_dims=self.shared_dims,
+            batch_dim=self.batch_dim,
+        )
+
+
+class Dropout2d(Site, torch.nn.Dropout2d):
+    """Drop whole channels of images in training; the identity in evaluation.
+
+    A drop-in for :class:`torch.nn.Dropout2d`, of which it is a subclass.
+
+    Args:
+        p: drop rate, a fraction in [0, 1].
+        inplace: write the result into the input.
+        shared_dims: further dims along which one mask bit serves all.
+        batch_dim: 0, or 1 for ``[C, N, ...]``.
+
+    Shape:
+        ``[N, C, H, W]`` to the same shape.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: ``p`` is not in [0, 1].
+
+    Example:
+        >>> sitout.nn.Dropout2d(0.2)
+        Dropout2d(p=0.2, inplace=False)
+
+    Reference:
+        Tompson et al. 2015, arXiv 1411.4280; see :func:`sitout.functional.dropout2d`.
+
+    Differs:
+        Three dims are refused: torch reads ``[C, H, W]`` as ``[N, C, L]``, warns, and drops along
+        the wrong axis.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        shared_dims: Sequence[int] = (),
+        batch_dim: int = 0,
+    ) -> None:
+        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, in training with some channels dropped."""
+        return functional.dropout2d(
+            x,
+            self.p,
+            self.training,
+            self.inplace,
+            shared_dims=self.shared_dims,
+            batch_dim=self.batch_dim,
+        )
+
+
+class Dropout3d(Site, torch.nn.Dropout3d):
+    """Drop whole channels of volumes in training; the identity in evaluation.
+
+    A drop-in for :class:`torch.nn.Dropout3d`, of which it is a subclass.
+
+    Args:
+        p: drop rate, a fraction in [0, 1].
+        inplace: write the result into the input.
+        shared_dims: further dims along which one mask bit serves all.
+        batch_dim: 0, or 1 for ``[C, N, ...]``.
+
+    Shape:
+        ``[N, C, D, H, W]`` or ``[C, D, H, W]`` to the same shape.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: ``p`` is not in [0, 1].
+
+    Example:
+        >>> sitout.nn.Dropout3d(0.2)
+        Dropout3d(p=0.2, inplace=False)
+
+    Reference:
+        Tompson et al. 2015, arXiv 1411.4280; see :func:`sitout.functional.dropout3d`.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        inplace: bool = False,
+        *,
+        shared_dims: Sequence[int] = (),
+        batch_dim: int = 0,
+    ) -> None:
+        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, in training with some channels dropped."""
+        return functional.dropout3d(
+            x,
+            self.p,
+            self.training,
+            self.inplace,
+            shared_dims=self.shared_dims,
+            batch_dim=self.batch_dim,
+        )
