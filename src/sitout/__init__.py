@@ -5,7 +5,19 @@ them, and ``sitout.study`` measures whether dropout helps a network on given dat
 """
 
 from . import backends, functional, masks, nn
+from ._study import Study, StudyError, StudyInterrupted, study
 from ._version import __version__
 from .masks import MaskKey
 
-__all__ = ["MaskKey", "__version__", "backends", "functional", "masks", "nn"]
+__all__ = [
+    "MaskKey",
+    "Study",
+    "StudyError",
+    "StudyInterrupted",
+    "__version__",
+    "backends",
+    "functional",
+    "masks",
+    "nn",
+    "study",
+]

@@ -9,8 +9,9 @@ from numbers import Real
 
 
 def message(what: str, rule: str, got: object, way_out: str = "") -> str:
-    """Return ``"<what> must be <rule>. Got <got>. <way out>"``."""
-    return f"{what} must be {rule}. Got {got!r}.{' ' + way_out if way_out else ''}"
+    """Return ``"<what> must be <rule>. Got <got>. <way out>"``, in one line."""
+    shown = " ".join(line.strip() for line in repr(got).splitlines())
+    return f"{what} must be {rule}. Got {shown}.{' ' + way_out if way_out else ''}"
 
 
 def rate(p: object, owner: str, *, below_one: bool = False) -> float:
@@ -52,7 +53,7 @@ def integer(value: object, name: str, owner: str) -> int:
     return value
 
 
-def dims(value: Iterable[int], name: str, owner: str) -> tuple[int, ...]:
+def dims(value: object, name: str, owner: str) -> tuple[int, ...]:
     """Return ``value`` as a tuple of ints.
 
     Raises:
@@ -61,6 +62,19 @@ def dims(value: Iterable[int], name: str, owner: str) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(message(f"`{name}` of {owner}", "a sequence of ints", value))
     return tuple(integer(dim, name, owner) for dim in value)
+
+
+def dim(value: object, rank: int, name: str) -> int:
+    """Return ``value``, one of ``rank`` dims, counted from the front.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: there is no such dim.
+    """
+    index = integer(value, name, "a mask")
+    if not -rank <= index < rank:
+        raise ValueError(message(f"`{name}`", f"within the {rank} dims of the tensor", index))
+    return index % rank
 
 
 def choice(value: str, known: Iterable[str], what: str) -> str:

@@ -30,3 +30,13 @@ def needs(extra: str, who: str) -> Iterator[None]:
             f"Install it with: pip install 'sitout[{extra}]'",
             name=error.name,
         ) from error
+
+
+@contextmanager
+def needs_or_exit(extra: str, who: str) -> Iterator[None]:
+    """Like :func:`needs`, for a command: end it with one line instead of a traceback."""
+    try:
+        with needs(extra, who):
+            yield
+    except ImportError as error:
+        raise SystemExit(str(error)) from error

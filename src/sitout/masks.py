@@ -192,14 +192,6 @@ class _Place(NamedTuple):
         return mask.reshape(len(self.rows), *rest).movedim(0, self.batch_dim)
 
 
-def _dim(dim: object, rank: int, name: str) -> int:
-    index = _checks.integer(dim, name, "a mask")
-    if not -rank <= index < rank:
-        rule = f"within the {rank} dims of the tensor"
-        raise ValueError(_checks.message(f"`{name}`", rule, index))
-    return index % rank
-
-
 def _place(
     shape: Sequence[int],
     shared_dims: Sequence[int],
@@ -210,9 +202,10 @@ def _place(
 ) -> _Place:
     """Find the rows and columns of a mask ("From a tensor to an address")."""
     rank = len(shape)
-    shared = {_dim(dim, rank, "shared_dims") for dim in shared_dims}
+    shared = {_checks.dim(dim, rank, "shared_dims") for dim in shared_dims}
     mask = tuple(1 if dim in shared else size for dim, size in enumerate(shape))
-    batch = _dim(batch_dim, rank, "batch_dim") if rank > 1 else None
+    index = _checks.dim(batch_dim, max(rank, 1), "batch_dim")
+    batch = index if rank > 1 else None
     n_rows = 1 if batch is None else mask[batch]
     if rows is None or (batch is not None and batch in shared):
         rows = torch.arange(n_rows, device=device)
@@ -223,15 +216,18 @@ def _place(
     return _Place(mask, batch, rows, cols)
 
 
-def _check_rows(rows: Tensor, n_rows: int) -> Tensor:
-    what = "`rows`"
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-        got = rows.dtype if isinstance(rows, Tensor) else rows
+def _check_int64(value: object, what: str) -> None:
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        got = value.dtype if isinstance(value, Tensor) else value
         raise TypeError(_checks.message(what, "an int64 tensor", got))
+
+
+def _check_rows(rows: Tensor, n_rows: int) -> Tensor:
+    _check_int64(rows, "`rows`")
     if rows.shape != (n_rows,):
         raise ValueError(
             _checks.message(
-                what,
+                "`rows`",
                 f"one position per index of the batch dim, [{n_rows}]",
                 tuple(rows.shape),
                 "For a tensor flattened to [B*T, C] pass rows.repeat_interleave(T).",
@@ -293,7 +289,7 @@ def keep_mask(
         bool, broadcastable to ``shape``.
 
     Raises:
-        TypeError: ``rows`` is no int64 tensor, or a dim is no int.
+        TypeError: ``rows`` or ``cols`` is no int64 tensor, or a dim is no int.
         ValueError: ``p``, a dim, ``rows``, ``block`` or ``cols`` does not fit ``shape``.
 
     Example:
@@ -331,9 +327,10 @@ def _with_cols(place: _Place, cols: Tensor, block: object, device: torch.device 
     n = place.cols if isinstance(place.cols, int) else len(place.cols)
     if block is not None:
         raise ValueError(_checks.message("`cols`", "given without `block`", "both"))
-    if cols.dtype != torch.int64 or cols.shape != (n,):
-        rule = f"int64 [{n}], one per element of a row"
-        raise ValueError(_checks.message("`cols`", rule, (cols.dtype, tuple(cols.shape))))
+    _check_int64(cols, "`cols`")
+    if cols.shape != (n,):
+        rule = f"one column per element of a row, [{n}]"
+        raise ValueError(_checks.message("`cols`", rule, tuple(cols.shape)))
     return place._replace(cols=cols.to(device))
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Address", "Explanation", "explain", "reference", "select", "use"]
 
 _BACKENDS: dict[str, ModuleType] = {"reference": reference}
-_forced: list[str] = []
 
 
 class Explanation(NamedTuple):
@@ -41,12 +40,12 @@ class Explanation(NamedTuple):
 
 
 class use:  # noqa: N801
-    """Force a backend from now on, or within a ``with`` block.
+    """Force a backend from now on, or within a ``with`` block, which restores what was before.
 
     The environment variable ``SITOUT_BACKEND`` does the same for a whole process.
 
     Args:
-        name: of the backend.
+        name: of the backend; None forces none.
 
     Raises:
         ValueError: no backend bears the name.
@@ -57,14 +56,18 @@ class use:  # noqa: N801
         "forced by sitout.backends.use('reference')"
     """
 
-    def __init__(self, name: str) -> None:
-        _forced.append(_checks.choice(name, _BACKENDS, "the backend given to use()"))
+    _forced: str | None = None
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            name = _checks.choice(name, _BACKENDS, "the backend given to use()")
+        self._before, use._forced = use._forced, name
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _forced.pop()
+        use._forced = self._before
 
 
 def explain(x: Tensor) -> Explanation:
@@ -80,8 +83,8 @@ def explain(x: Tensor) -> Explanation:
         >>> explain(torch.ones(2)).backend
         'reference'
     """
-    if _forced:
-        return Explanation(_forced[-1], f"forced by sitout.backends.use({_forced[-1]!r})")
+    if use._forced:
+        return Explanation(use._forced, f"forced by sitout.backends.use({use._forced!r})")
     wanted = os.environ.get("SITOUT_BACKEND")
     if wanted:
         name = _checks.choice(wanted, _BACKENDS, "the environment variable SITOUT_BACKEND")

@@ -81,7 +81,7 @@ class _Masked(torch.autograd.Function):
         out = x.to(_compute_dtype(x)) * scale
         if shift:
             out = out + shift
-        return out.masked_fill(keep.logical_not(), dropped).to(x.dtype)
+        return out.masked_fill_(keep.logical_not(), dropped).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

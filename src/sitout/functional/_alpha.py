@@ -31,10 +31,11 @@ def _alpha(
     batch_dim: int,
     generator: torch.Generator | None,
 ) -> Tensor:
+    rate = masks.effective_rate(p)
     address = _call.address(
         x,
-        p,
         owner,
+        draws=rate < 1.0,
         key=key,
         rows=rows,
         block=block,
@@ -42,7 +43,7 @@ def _alpha(
         batch_dim=batch_dim,
         generator=generator,
     )
-    backend, rate = backends.select(x), masks.effective_rate(p)
+    backend = backends.select(x)
     if rate == 1.0:
         return _call.write(x, backend.masked(x, address, p, 0.0), inplace)
     a = ((1.0 - rate) * (1.0 + rate * _SATURATION**2)) ** -0.5

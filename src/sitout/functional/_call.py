@@ -21,9 +21,9 @@ def active(x: Tensor, p: float, training: bool) -> bool:
 
 def address(
     x: Tensor,
-    p: float,
     owner: str,
     *,
+    draws: bool = True,
     key: masks.MaskKey | None,
     rows: Tensor | None,
     block: Sequence[tuple[int, int]] | None,
@@ -31,7 +31,7 @@ def address(
     batch_dim: int,
     generator: torch.Generator | None,
 ) -> Address:
-    """Return the address of this call; in default mode it is drawn, except at p = 1.
+    """Return the address of this call; in default mode it is drawn, unless nothing hangs on it.
 
     Raises:
         TypeError: ``x`` is not of a real floating dtype.
@@ -47,8 +47,7 @@ def address(
             )
         )
     if key is None:
-        certain = masks.effective_rate(p) == 1.0
-        key = masks.MaskKey() if certain else masks.draw_key(x.device, generator)
+        key = masks.draw_key(x.device, generator) if draws else masks.MaskKey()
     elif generator is not None:
         raise ValueError(
             _checks.message(

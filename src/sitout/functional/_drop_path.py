@@ -64,17 +64,19 @@ def drop_path(
     if not _call.active(x, p, training):
         return x
     wide = x.unsqueeze(-1) if x.dim() == 1 else x
-    batch = batch_dim % wide.dim() if wide.dim() else 0
+    batch = _checks.dim(batch_dim, max(x.dim(), 1), "batch_dim")
+    shared = [_checks.dim(dim, x.dim(), "shared_dims") for dim in shared_dims]
+    scale = _call.scale_of(p)
     address = _call.address(
         wide,
-        p,
         "drop_path",
+        draws=scale > 0.0,
         key=key,
         rows=rows,
         block=None,
-        shared_dims=(*shared_dims, *(dim for dim in range(wide.dim()) if dim != batch)),
-        batch_dim=batch_dim,
+        shared_dims=(*shared, *(dim for dim in range(wide.dim()) if dim != batch)),
+        batch_dim=batch,
         generator=generator,
     )
-    out = backends.select(x).masked(wide, address, p, _call.scale_of(p) if scale_by_keep else 1.0)
+    out = backends.select(x).masked(wide, address, p, scale if scale_by_keep else 1.0)
     return _call.write(x, out.view_as(x), inplace)

@@ -67,10 +67,11 @@ def dropout(
     p = _checks.rate(p, "dropout")
     if not _call.active(x, p, training):
         return x
+    scale = _call.scale_of(p)
     address = _call.address(
         x,
-        p,
         "dropout",
+        draws=scale > 0.0,
         key=key,
         rows=rows,
         block=block,
@@ -78,4 +79,4 @@ def dropout(
         batch_dim=batch_dim,
         generator=generator,
     )
-    return _call.write(x, backends.select(x).masked(x, address, p, _call.scale_of(p)), inplace)
+    return _call.write(x, backends.select(x).masked(x, address, p, scale), inplace)

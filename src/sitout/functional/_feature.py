@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks
+from .. import _checks, backends
 from . import _call
-from ._dropout import dropout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,9 +54,11 @@ def _dropout_nd(
     unbatched = x.dim() == n + 1
     batched = x.unsqueeze(0) if unbatched else x
     _call.check_channel_batch_dim(batch_dim, unbatched, owner)
-    out = dropout(
+    scale = _call.scale_of(p)
+    address = _call.address(
         batched,
-        p,
+        owner,
+        draws=scale > 0.0,
         key=key,
         rows=rows,
         block=block,
@@ -65,6 +66,7 @@ def _dropout_nd(
         batch_dim=batch_dim,
         generator=generator,
     )
+    out = backends.select(x).masked(batched, address, p, scale)
     return _call.write(x, out.squeeze(0) if unbatched else out, inplace)
 
 

@@ -62,7 +62,6 @@ def gaussian_dropout(
         return x
     address = _call.address(
         x,
-        p,
         "gaussian_dropout",
         key=key,
         rows=rows,

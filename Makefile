@@ -1,0 +1,41 @@
+# `make study` and `make test` need Python >= 3.11, pip and make; they set up .venv on their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
+
+.PHONY: study test lint types docs unit clean
+
+study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
+	$(BIN)/sitout study digits --train-size 400 --trials 8 --epochs 30 --out sitout-study-digits
+
+test: $(VENV)/.test lint types docs unit ## everything that CI runs
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+docs: $(VENV)/.test
+	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build
+
+unit: $(VENV)/.test
+	$(BIN)/pytest -n auto -q -rs
+
+$(VENV)/.study: pyproject.toml constraints.txt | $(VENV)
+	$(PIP_INSTALL) --editable '.[study]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.study
+
+$(VENV):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sitout needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+clean: ## forget the environment and everything built
+	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

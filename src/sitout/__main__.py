@@ -1,0 +1,14 @@
+"""The command ``sitout``; ``python -m sitout`` is the same."""
+
+from ._optional import needs_or_exit
+
+
+def main() -> None:
+    """Run the command line."""
+    with needs_or_exit("study", "The command sitout"):
+        from .cli import app
+    app()
+
+
+if __name__ == "__main__":
+    main()

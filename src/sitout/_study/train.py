@@ -1,0 +1,218 @@
+"""One training run: from a setting and a seed to a network and its record."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import measure, networks
+from .arms import Regularization
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .networks import Factory
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ready for a network, and their targets.
+
+    Attributes:
+        x: float32 ``[N, *shape]``.
+        y: int64 ``[N]`` of classes, or float32 ``[N]``, standardised.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that the runs of one split share.
+
+    Attributes:
+        train: what is learned from.
+        validation: what tuning and early stopping look at.
+        unit: standard deviation of the target, in its unit; 1 for classes.
+        outputs: of the network.
+    """
+
+    train: Rows
+    validation: Rows
+    unit: float
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        settings: what tuning chose: ``learning_rate`` and the arm's own strengths.
+        epochs: how many at most.
+        batch_size: rows a step.
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (AdamW).
+        seed: of initial weights, batch order and masks.
+        looks: epochs after which the errors are measured, ascending.
+    """
+
+    settings: dict[str, float]
+    epochs: int
+    batch_size: int
+    optimizer: str
+    seed: int
+    looks: tuple[int, ...]
+
+
+@dataclass
+class Progress:
+    """What happened during training.
+
+    Attributes:
+        looks: epochs at which the errors were measured.
+        curves: ``train_error``, ``train_loss``, ``validation_error``, ``validation_loss``.
+        seconds: spent in training steps alone.
+        epochs: that were run.
+    """
+
+    looks: list[int] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    epochs: int = 0
+
+
+def train(
+    make: Factory, task: Task, recipe: Recipe, *, train_curve: bool
+) -> tuple[torch.nn.Module, Progress]:
+    """Train one network.
+
+    With equal seeds all arms start from the same weights and see the same batches.
+
+    Args:
+        make: builds the network.
+        task: the rows.
+        recipe: how to train.
+        train_curve: measure the errors on the training rows too.
+
+    Returns:
+        The network, in evaluation mode, and what happened. With a patience it is the network of
+        the best validation error (ties: loss), else that of the last epoch.
+    """
+    how = Regularization.of(recipe.settings)
+    torch.manual_seed(recipe.seed)
+    network = networks.build(make, tuple(task.train.x.shape[1:]), task.outputs)
+    _set_rates(network, how, task.train.x[:2])
+    optimizer = _optimizer(network, recipe, how)
+    bounded = _bounded_weights(network) if how.max_norm else []
+    order = torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed + 1)
+    progress, best = Progress(), _Best(how.patience)
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        network.train()
+        for batch in _batches(len(task.train.y), recipe.batch_size, order):
+            optimizer.zero_grad(set_to_none=True)
+            loss = measure.loss_of(network(task.train.x[batch]), task.train.y[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for weight in bounded:
+                _project(weight, how.max_norm or math.inf)
+        progress.seconds += time.perf_counter() - start
+        progress.epochs = epoch
+        if epoch in recipe.looks or how.patience:
+            _look(network, task, progress, epoch, train_curve and epoch in recipe.looks)
+        if how.patience and best.is_over(network, epoch, progress):
+            break
+    best.restore(network)
+    return network.eval(), progress
+
+
+def _set_rates(network: torch.nn.Module, how: Regularization, rows: Tensor) -> None:
+    """Give every site the rate of the arm: built-in sites by kind, the user's by a factor."""
+    before = networks.input_sites(network, rows)
+    for name, site in networks.sites(network).items():
+        own = float(site.p)  # type: ignore[arg-type]
+        chosen = how.input_rate if name in before else how.hidden_rate
+        site.p = chosen if own == 0.0 else min(own * how.rate_scale, 0.9)
+
+
+def _optimizer(
+    network: torch.nn.Module, recipe: Recipe, how: Regularization
+) -> torch.optim.Optimizer:
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": how.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    rate = recipe.settings["learning_rate"]
+    if recipe.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=rate, foreach=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, foreach=True)
+
+
+def _bounded_weights(network: torch.nn.Module) -> list[Tensor]:
+    """Return the weights into hidden units: of all linear and convolution layers but the last."""
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    return [module.weight for module in network.modules() if isinstance(module, kinds)][:-1]
+
+
+def _project(weight: Tensor, bound: float) -> None:
+    """Scale down the incoming weights of each unit whose norm exceeds ``bound``, in place."""
+    with torch.no_grad():
+        norms = weight.flatten(1).norm(dim=1)
+        factor = (bound / norms.clamp_min(bound)).view(-1, *[1] * (weight.dim() - 1))
+        weight.mul_(factor)
+
+
+def _batches(n: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Yield the row numbers of one epoch; a last batch of one row joins the one before."""
+    batches = list(torch.randperm(n, generator=order).split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    yield from batches
+
+
+_CURVE_ROWS = 2000
+
+
+def _look(
+    network: torch.nn.Module, task: Task, progress: Progress, epoch: int, with_train: bool
+) -> None:
+    """Measure the errors after an epoch."""
+    progress.looks.append(epoch)
+    named = {"validation": task.validation}
+    if with_train:
+        named["train"] = Rows(task.train.x[:_CURVE_ROWS], task.train.y[:_CURVE_ROWS])
+    for name, rows in named.items():
+        out = measure.predict(network, rows.x)
+        error = measure.error_of(out, rows.y, task.unit)
+        progress.curves.setdefault(f"{name}_error", []).append(error)
+        progress.curves.setdefault(f"{name}_loss", []).append(float(measure.loss_of(out, rows.y)))
+
+
+class _Best:
+    """Early stopping: remembers the best epoch and says when patience is over."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.value = (math.inf, math.inf)
+        self.epoch = 0
+        self.state: dict[str, Tensor] = {}
+
+    def is_over(self, network: torch.nn.Module, epoch: int, progress: Progress) -> bool:
+        curves = progress.curves
+        value = (curves["validation_error"][-1], curves["validation_loss"][-1])
+        if value < self.value:
+            self.value, self.epoch = value, epoch
+            self.state = {name: t.clone() for name, t in network.state_dict().items()}
+        return epoch - self.epoch >= (self.patience or 0)
+
+    def restore(self, network: torch.nn.Module) -> None:
+        if self.state:
+            network.load_state_dict(self.state)

@@ -1,0 +1,91 @@
+"""Tuning: Optuna proposes settings, one trial after the other within an arm.
+
+The study's storage can be opened with optuna-dashboard. What a proposal depends on, the finished
+trials and a seed for each, is on disk, so that an interrupted study goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import TrialState
+
+from . import arms
+from .errors import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .plan import Plan, Request
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise StudyError(
+            f"Cannot write {path}: {cause}. Make room or choose another --out, then run the same "
+            "command again: what had finished is kept."
+        ) from error
+
+
+class Tuner:
+    """Proposes the settings of one arm.
+
+    Args:
+        path: of the storage, shared by all arms.
+        arm: its name.
+        request: what was asked for.
+        plan: how many trials there will be.
+        built_in: whether the network is a built-in one.
+    """
+
+    def __init__(
+        self, path: Path, arm: str, request: Request, plan: Plan, *, built_in: bool
+    ) -> None:
+        self.path, self.arm, self.request, self.built_in = path, arm, request, built_in
+        self.trial: optuna.Trial | None = None
+        self.random_trials = max(1, plan.trials // 2)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with _storage_errors(path):
+            self.study = optuna.create_study(
+                study_name=arm, storage=f"sqlite:///{path}", load_if_exists=True
+            )
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def settings(self, number: int) -> dict[str, float]:
+        """Return the settings of a trial, whether it has finished before or is proposed now.
+
+        The first half is drawn at random from seeds that all arms share; the rest learns from the
+        finished trials (TPE, Bergstra et al. 2011).
+        """
+        with _storage_errors(self.path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            finished = self.study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
+            if number < len(finished):
+                return dict(finished[number].params)
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=self.request.seed * 1000 + number, n_startup_trials=self.random_trials
+            )
+            self.trial = self.study.ask()
+            arms.suggest(
+                self.trial, self.arm, optimizer=self.request.optimizer, built_in=self.built_in
+            )
+        return dict(self.trial.params)
+
+    def tell(self, error: float, loss: float, epochs: int) -> None:
+        """Record what became of the trial that was proposed last, if it is new."""
+        if self.trial is None:
+            return
+        with _storage_errors(self.path):
+            self.trial.set_user_attr("loss", loss)
+            self.trial.set_user_attr("epochs", epochs)
+            self.study.tell(self.trial, error)
+        self.trial = None

@@ -1,0 +1,171 @@
+"""The command line: every command is one call into the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from . import __version__, _report
+from ._study import ARMS, Study, StudyError, StudyInterrupted, study as run_study
+from ._study.predict import predict as run_predict
+from ._study.store import writing
+from ._watch import watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    help="Dropout in which a unit that sits out costs nothing.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@contextmanager
+def _one_line(command: str, debug: bool) -> Iterator[None]:
+    """Turn what the user can mend into one line on standard error and exit code 2."""
+    try:
+        yield
+    except StudyInterrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(130) from stopped
+    except StudyError as error:
+        if debug:
+            raise
+        typer.echo(f"sitout {command}: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sitout {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Dropout in which a unit that sits out costs nothing."""
+
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="digits, breast_cancer, wine, diabetes; mnist, fashion-mnist; a .csv, .parquet or "
+        ".npz file."
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def study(
+    data: Data,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification or regression; inferred if not given.")
+    ] = None,
+    arms: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(ARMS),
+    repeats: Annotated[int, typer.Option(help="Paired repeats, at least 8.")] = 8,
+    budget: Annotated[str, typer.Option(help="Wall time to plan for: 90s, 10m, 1h30m.")] = "10m",
+    jobs: Annotated[
+        int | None, typer.Option(help="Networks trained side by side; all cores if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; sitout-study-DATA if not given.")
+    ] = None,
+    net: Annotated[
+        str, typer.Option(help="mlp:WIDTHxLAYERS, or package.module:factory.")
+    ] = "mlp:1024x2",
+    train_size: Annotated[
+        int | None, typer.Option(help="Train on a stratified subset of so many rows.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of mnist and fashion-mnist.", envvar="SITOUT_DATA")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Tuning runs per arm; the budget decides if not given.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="At most so many; the budget decides if not given.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step; 32 below 2,000 training rows, else 128.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    seed: Annotated[int, typer.Option(help="Of splits, weights, batches and masks.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure whether dropout helps a network on your data, beside the other regularizers.
+
+    The same command again resumes a study that was stopped.
+    """
+    with _one_line("study", debug), watch(sys.stderr) as watching:
+        found = run_study(
+            data,
+            target=target,
+            task=task,
+            arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
+            repeats=repeats,
+            budget=budget,
+            jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+            out=out,
+            network=net,
+            train_size=train_size,
+            data_dir=data_dir,
+            trials=trials,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            seed=seed,
+            say=watching.say,
+            report=watching.report,
+        )
+    if json:
+        typer.echo(found.to_json())
+    else:
+        _print(found)
+
+
+def _print(found: Study) -> None:
+    """Print a finished study: a table on a terminal, plain lines elsewhere."""
+    if sys.stdout.isatty():
+        Console().print(_report.table(found))
+    else:
+        typer.echo(_report.plain(found))
+    folder = Path(found.out)
+    typer.echo(f"\n{found.verdict}\n{found.verdict_best_other}\n")
+    typer.echo(f"Report: {folder / 'report.html'}")
+    typer.echo(f"Trained network: {folder / 'best'}{os.sep}  ({found.best})")
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished study.")],
+    rows: Annotated[str, typer.Argument(help="A .csv, .parquet or .npz file of new rows.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the CSV here instead of printing it.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Predict new rows with the network that a study trained; CSV goes to standard output."""
+    with _one_line("predict", debug):
+        text = run_predict(folder, rows).to_csv(index=False)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            with writing(out):
+                out.write_text(text)

@@ -1,0 +1,24 @@
+"""What every test starts from: one seed, and no memory that may be read before it is written."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Fill new memory with NaN, or the largest int, so that an unwritten element cannot pass."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

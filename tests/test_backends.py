@@ -1,0 +1,129 @@
+"""Who serves a tensor, and how a user forces it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sitout
+from sitout import backends
+from sitout.backends import explain, reference, select, use
+
+X = torch.ones(3)
+
+
+@pytest.fixture(autouse=True)
+def _free(monkeypatch):
+    """Start with nothing forced, with a second backend to tell from the first, and end so."""
+    monkeypatch.delenv("SITOUT_BACKEND", raising=False)
+    monkeypatch.setitem(backends._BACKENDS, "other", type(reference)("other"))
+    use(None)
+    yield
+    use(None)
+
+
+def test_the_reference_serves_every_tensor_and_says_why():
+    for x in (X, X.double(), torch.ones(0), torch.ones((), device="meta")):
+        backend, why = explain(x)
+        assert backend == "reference"
+        assert x.device.type in why
+        assert select(x) is reference
+
+
+def test_what_explain_names_is_what_select_gives():
+    with use("other"):
+        assert select(X) is backends._BACKENDS[explain(X).backend]
+        assert select(X) is not reference
+
+
+def test_a_context_holds_within_its_block_and_restores_what_was_before():
+    assert explain(X).backend == "reference"
+    with use("other"):
+        assert explain(X) == ("other", "forced by sitout.backends.use('other')")
+        with use("reference"):
+            assert explain(X) == ("reference", "forced by sitout.backends.use('reference')")
+        assert explain(X).backend == "other"
+    assert "forced" not in explain(X).why
+
+
+def test_a_context_restores_after_an_error():
+    with pytest.raises(KeyError), use("other"):
+        raise KeyError
+    assert "forced" not in explain(X).why
+
+
+def test_a_statement_holds_until_none_lifts_it():
+    use("other")
+    use("other")
+    assert explain(X).backend == "other"
+    use(None)
+    assert "forced" not in explain(X).why
+
+
+def test_none_lifts_the_force_for_a_block():
+    use("other")
+    with use(None):
+        assert "forced" not in explain(X).why
+    assert explain(X).backend == "other"
+
+
+def test_a_statement_within_a_context_ends_with_it():
+    with use("reference"):
+        use("other")
+        assert explain(X).backend == "other"
+    assert "forced" not in explain(X).why
+
+
+def test_a_context_around_a_statement_leaves_it_as_it_was():
+    use("other")
+    with use("reference"):
+        pass
+    assert explain(X).backend == "other"
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest_and_forces_nothing():
+    with pytest.raises(ValueError, match=r"^the backend given to use\(\)") as error:
+        use("referense")
+    assert str(error.value) == (
+        "the backend given to use() must be one of reference, other. Got 'referense'. "
+        "Did you mean 'reference'?"
+    )
+    assert "forced" not in explain(X).why
+
+
+def test_the_environment_forces_a_whole_process(monkeypatch):
+    monkeypatch.setenv("SITOUT_BACKEND", "other")
+    assert explain(X) == ("other", "forced by the environment variable SITOUT_BACKEND")
+
+
+def test_an_empty_environment_variable_forces_nothing(monkeypatch):
+    monkeypatch.setenv("SITOUT_BACKEND", "")
+    assert "forced" not in explain(X).why
+
+
+def test_use_goes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("SITOUT_BACKEND", "other")
+    with use("reference"):
+        assert explain(X) == ("reference", "forced by sitout.backends.use('reference')")
+    assert explain(X).backend == "other"
+
+
+def test_an_unknown_name_in_the_environment_lists_the_known(monkeypatch):
+    monkeypatch.setenv("SITOUT_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"SITOUT_BACKEND must be one of reference, other\. Got"):
+        explain(X)
+
+
+def test_every_function_asks_for_its_backend(monkeypatch):
+    """A backend that answers with a mark is seen in every result."""
+
+    def mark(x, *_, **__):
+        return torch.full_like(x, 7.0)
+
+    monkeypatch.setattr(backends._BACKENDS["other"], "masked", mark, raising=False)
+    monkeypatch.setattr(backends._BACKENDS["other"], "noise", mark, raising=False)
+    shapes = {"dropout2d": (2, 3, 4, 4), "dropout3d": (2, 3, 4, 4, 4)}
+    for name in sitout.functional.__all__:
+        with use("other"):
+            y = getattr(sitout.functional, name)(torch.ones(shapes.get(name, (2, 3, 4))), 0.5)
+        assert (y == 7.0).all(), name
