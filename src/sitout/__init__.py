@@ -5,7 +5,7 @@ them, and ``sitout.study`` measures whether dropout helps a network on given dat
 """
 
 from . import backends, functional, masks, nn
-from ._study import Study, StudyError, StudyInterrupted, study
+from ._study import Study, StudyError, study
 from ._version import __version__
 from .masks import MaskKey
 
@@ -13,7 +13,6 @@ __all__ = [
     "MaskKey",
     "Study",
     "StudyError",
-    "StudyInterrupted",
     "__version__",
     "backends",
     "functional",

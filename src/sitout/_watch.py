@@ -59,7 +59,7 @@ class _Lines:
         self.last = -_SECONDS_BETWEEN_LINES
 
     def say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)  # noqa: T201
+        print(line, file=self.stream, flush=True)
 
     def report(self, event: Event) -> None:
         now = time.monotonic()
@@ -67,9 +67,7 @@ class _Lines:
             self.last = now
             found = " (already on disk)" if event.resumed else ""
             left = _left(event)
-            self.say(
-                f"{event.done}/{event.total} {event.name}{found}{', ' + left if left else ''}"
-            )
+            self.say(f"{event.done}/{event.total} {event.name}{found}{', ' + left if left else ''}")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from . import __version__, _report
-from ._study import ARMS, Study, StudyError, StudyInterrupted, study as run_study
+from ._study import ARMS, Study, StudyError
+from ._study import study as run_study
 from ._study.predict import predict as run_predict
 from ._study.store import writing
 from ._watch import watch
@@ -34,8 +35,8 @@ def _one_line(command: str, debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one line on standard error and exit code 2."""
     try:
         yield
-    except StudyInterrupted as stopped:
-        typer.echo(str(stopped), err=True)
+    except KeyboardInterrupt as stopped:
+        typer.echo(str(stopped) or "Stopped.", err=True)
         raise typer.Exit(130) from stopped
     except StudyError as error:
         if debug:

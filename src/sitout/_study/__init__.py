@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from .._optional import needs
 from .arms import ARMS
-from .errors import StudyError, StudyInterrupted
+from .errors import StudyError
+from .plan import Request, seconds_of
 from .results import Study
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
 
     from ..data import DataSet
     from .execute import Event
 
-__all__ = ["ARMS", "Study", "StudyError", "StudyInterrupted", "study"]
+__all__ = ["ARMS", "Study", "StudyError", "study"]
 
 
 def study(
@@ -78,12 +79,13 @@ def study(
     Raises:
         ImportError: the extra ``study`` is not installed.
         StudyError: something does not fit; one line says what and the way out.
-        StudyInterrupted: it was stopped with Ctrl-C; what had finished is on disk.
+        KeyboardInterrupt: it was stopped with Ctrl-C; what had finished is on disk.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> found = sitout.study(
         ...     "wine", arms=["none", "dropout"], network="mlp:8x1", trials=1, epochs=2,
-        ...     out=getfixture("tmp_path"),
+        ...     out=mkdtemp(),
         ... )
         >>> [arm.name for arm in found.arms]
         ['none', 'dropout']
@@ -94,24 +96,24 @@ def study(
         Bouthillier et al. 2021, arXiv 2103.03098 (what a repeat has to redraw); Holm 1979.
     """
     with needs("study", "sitout.study"):
-        from .conduct import conduct
-    return conduct(
-        data,
-        target=target,
-        task=task,
-        arms=arms,
-        repeats=repeats,
-        budget=budget,
-        jobs=jobs,
-        out=out,
+        from .conduct import conduct, read, versions
+    if isinstance(data, str | os.PathLike):
+        data = read(data, target=target, task=task, data_dir=data_dir)
+    request = Request(
+        data=data.name,
+        fingerprint=data.fingerprint,
+        target=data.target_name,
+        task=data.task,
         network=network,
+        arms=tuple(arms),
+        repeats=repeats,
+        budget=seconds_of(budget),
         train_size=train_size,
-        data_dir=data_dir,
         trials=trials,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
         seed=seed,
-        say=say,
-        report=report,
+        versions=versions(),
     )
+    return conduct(data, request, jobs=jobs, out=out, say=say, report=report)

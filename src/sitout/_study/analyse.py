@@ -203,8 +203,8 @@ def verdict(difference: Difference, dropout: Measure, none: Measure, units: Unit
         "no detectable benefit": "No detectable benefit of dropout here",
     }[difference.outcome]
     sentence = (
-        f"{head}: test error {units.error(dropout.mean)} with it, {units.error(none.mean)} without, "
-        f"{units.lower(difference)} (95 % interval over {n} repeats; "
+        f"{head}: test error {units.error(dropout.mean)} with it, "
+        f"{units.error(none.mean)} without, {units.lower(difference)} (95 % interval over {n} repeats; "
         f"Holm-adjusted p = {difference.p_holm:.2g}; lower in {round(difference.improved * n)} "
         f"of {n})"
     )

@@ -6,16 +6,15 @@ import os
 import platform
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from .. import __version__, _report, masks
-from ..data import DataError, DataSet, Preprocess, load, make_splits
-from . import networks, plan as plans, store
+from .. import __version__, _checks, _report, masks
+from ..data import DataError, Preprocess, load, make_splits
+from . import networks, store
+from . import plan as plans
 from .errors import StudyError
 from .execute import execute, one_thread
 from .plan import Plan, Request
@@ -24,8 +23,9 @@ from .summary import summarise
 from .train import Recipe, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from ..data import DataSet, Splits
     from .execute import Event
     from .results import Study
 
@@ -34,69 +34,69 @@ _CALIBRATION_EPOCHS = 2
 _SMALL = 2000
 
 
-def conduct(
-    data: str | os.PathLike[str] | DataSet,
+def read(
+    source: str | os.PathLike[str],
     *,
     target: str | None,
     task: str | None,
-    arms: Sequence[str],
-    repeats: int,
-    budget: str | float,
+    data_dir: str | os.PathLike[str] | None,
+) -> DataSet:
+    """Read the data of a study.
+
+    Args:
+        source: name or path.
+        target: the column to predict.
+        task: ``classification``, ``regression``, or None to infer it.
+        data_dir: folder of data sets that are not built in.
+
+    Raises:
+        StudyError: there is no such data, or it cannot be learned from.
+    """
+    if task not in (None, "classification", "regression"):
+        rule = "classification or regression"
+        raise StudyError(_checks.message("The task (--task)", rule, task))
+    kind = cast("Literal['classification', 'regression'] | None", task)
+    folder = None if data_dir is None else os.fspath(data_dir)
+    try:
+        return load(os.fspath(source), target=target, task=kind, data_dir=folder)
+    except DataError as error:
+        raise StudyError(str(error)) from error
+
+
+def conduct(
+    data: DataSet,
+    request: Request,
+    *,
     jobs: int,
     out: str | os.PathLike[str] | None,
-    network: str,
-    train_size: int | None,
-    data_dir: str | os.PathLike[str] | None,
-    trials: int | None,
-    epochs: int | None,
-    batch_size: int | None,
-    optimizer: str,
-    seed: int,
     say: Callable[[str], None],
     report: Callable[[Event], None],
 ) -> Study:
     """Conduct a study; see :func:`sitout.study`.
 
     Args:
+        data: the rows.
+        request: what was asked for.
+        jobs: networks trained side by side.
+        out: folder, or None for one named after the data.
         say: called with a line of plain text when there is something to know.
         report: called after each training run.
 
     Raises:
         StudyError: it cannot be done as asked.
-        StudyInterrupted: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C.
     """
-    try:
-        loaded = data if isinstance(data, DataSet) else load(
-            os.fspath(data), target=target, task=task, data_dir=data_dir  # type: ignore[arg-type]
-        )
-        splits = make_splits(loaded, seed=seed, train_size=train_size)
-    except DataError as error:
-        raise StudyError(str(error)) from error
-    n_train = len(splits.repeat(0).train)
-    request = Request(
-        data=loaded.name,
-        fingerprint=loaded.fingerprint,
-        target=loaded.target_name,
-        task=loaded.task,
-        network=network,
-        arms=tuple(arms),
-        repeats=repeats,
-        budget=plans.seconds_of(budget),
-        train_size=train_size,
-        trials=trials,
-        epochs=epochs,
-        batch_size=(32 if n_train < _SMALL else 128) if batch_size is None else batch_size,
-        optimizer=optimizer,
-        seed=seed,
-        versions=_versions(),
-    )
     plans.check(request)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise StudyError(f"`jobs` (--jobs) must be 1 or more. Got {jobs!r}.")
-    folder = Path(out) if out is not None else Path(f"sitout-study-{_slug(loaded.name)}")
-    ground = _ground(request, loaded, splits, folder, jobs, say)
-    for note in loaded.notes:
+        raise StudyError(_checks.message("`jobs` (--jobs)", "1 or more", jobs))
+    try:
+        splits = make_splits(data, seed=request.seed, train_size=request.train_size)
+    except DataError as error:
+        raise StudyError(str(error)) from error
+    folder = Path(out) if out is not None else Path(f"sitout-study-{_slug(data.name)}")
+    for note in data.notes:
         say(note)
+    ground = _ground(request, data, splits, folder, jobs, say)
     say(_announcement(ground, jobs))
     began = time.monotonic()
     finished = execute(ground, jobs, report)
@@ -110,7 +110,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "data"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what can change a number."""
     return {
         "sitout": __version__,
         "mask specification": str(masks.SPEC_VERSION),
@@ -122,35 +123,37 @@ def _versions() -> dict[str, str]:
 def _ground(
     request: Request,
     data: DataSet,
-    splits: Any,
+    splits: Splits,
     folder: Path,
     jobs: int,
     say: Callable[[str], None],
 ) -> Ground:
     """Return what the runs share, with the plan of an earlier start or a new one."""
-    _check_network(request, Ground(data, splits, request, Plan(1, (1,)), folder))
+    small = len(splits.repeat(0).train) < _SMALL
+    batch_size = request.batch_size or (32 if small else 128)
+    ground = Ground(data, splits, request, Plan(1, (1,), batch_size), folder)
+    _check_network(ground)
     plan = plans.kept(folder, request)
     if plan is None:
         seconds = 0.0
         if request.trials is None or request.epochs is None:
             say("Timing the network ...")
-            seconds = _seconds_per_epoch(Ground(data, splits, request, Plan(1, (1,)), folder))
-        plan = plans.choose(request, seconds, jobs)
+            seconds = _seconds_per_epoch(ground)
+        plan = plans.choose(request, batch_size, seconds, jobs)
         plans.keep(folder, request, plan)
-    return Ground(data, splits, request, plan, folder)
+    return replace(ground, plan=plan)
 
 
-def _check_network(request: Request, ground: Ground) -> None:
+def _check_network(ground: Ground) -> None:
     """Build the network once: it must fit the task and have sites where an arm needs them.
 
     Raises:
         StudyError: it does not.
     """
+    request = ground.request
     shape = Preprocess.fit(ground.data, ground.splits.tuning().train).shape
     with one_thread():
-        network = networks.build(
-            networks.factory(request.network), shape, outputs_of(ground.data)
-        )
+        network = networks.build(networks.factory(request.network), shape, outputs_of(ground.data))
     rates = [float(site.p) for site in networks.sites(network).values()]  # type: ignore[arg-type]
     wants = [arm for arm in request.arms if "dropout" in arm]
     if wants and not networks.is_built_in(request.network) and not any(rates):
@@ -171,7 +174,7 @@ def _seconds_per_epoch(ground: Ground) -> float:
     recipe = Recipe(
         settings,
         _CALIBRATION_EPOCHS,
-        ground.request.batch_size,
+        ground.plan.batch_size,
         ground.request.optimizer,
         seed_of(ground.request, "calibration", 0),
         (),

@@ -10,12 +10,11 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import StudyError, StudyInterrupted
+from .errors import StudyError
 from .plan import runs
 from .run import Ground, Spec, run
 from .tuning import Tuner
@@ -100,7 +99,7 @@ def execute(ground: Ground, jobs: int, report: Callable[[Event], None]) -> list[
 
     Raises:
         StudyError: a run failed.
-        StudyInterrupted: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C; its text says what is on disk.
     """
     arms = [ArmRuns(name) for name in ground.request.arms]
     count = _Count(runs(ground.request, ground.plan), jobs, report)
@@ -108,7 +107,7 @@ def execute(ground: Ground, jobs: int, report: Callable[[Event], None]) -> list[
         with _pool(ground, jobs) as submit:
             _drive([_chain(ground, arm) for arm in arms], ground, submit, count)
     except KeyboardInterrupt:
-        raise StudyInterrupted(
+        raise KeyboardInterrupt(
             f"Stopped. {count.done} of {count.total} runs are on disk in {ground.folder}; "
             "the same command resumes."
         ) from None
@@ -184,7 +183,7 @@ class _Count:
 
 @contextmanager
 def _pool(ground: Ground, jobs: int) -> Iterator[Callable[[Spec], Future[Record]]]:
-    """Give a way to submit runs. Each uses one thread, so that numbers do not depend on ``jobs``."""
+    """Give a way to submit runs, each on one thread: the numbers do not depend on ``jobs``."""
     if jobs == 1:
         with one_thread():
             yield lambda spec: _now(spec, ground)

@@ -29,7 +29,7 @@ def predict(network: torch.nn.Module, x: Tensor) -> Tensor:
     mode = network.training
     network.eval()
     with torch.no_grad():
-        out = torch.cat([network(chunk) for chunk in x.split(_CHUNK)])
+        out = torch.cat([network(chunk) for chunk in torch.split(x, _CHUNK)])
     network.train(mode)
     return torch.nan_to_num(out, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -82,19 +82,18 @@ def _edited(network: torch.nn.Module, edits: dict[str, Edit]) -> Iterator[None]:
 
 def _unit_dim(module: torch.nn.Module, out: Tensor) -> int:
     """Return the dim of the units: channels of images and of channel layers, else the last."""
-    by_channel = isinstance(
-        module, (torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d)
-    )
+    by_channel = isinstance(module, (torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d))
     return 1 if out.dim() > 1 and (by_channel or out.dim() >= 4) else -1
 
 
 def _activations(network: torch.nn.Module, x: Tensor, names: list[str]) -> dict[str, Tensor]:
     """Return the outputs of the named sites."""
     found: dict[str, Tensor] = {}
-    edits: dict[str, Edit] = {
-        name: (lambda out, name=name: found.setdefault(name, out.detach())) for name in names
-    }
-    with _edited(network, edits):
+
+    def note(name: str) -> Edit:
+        return lambda out: found.setdefault(name, out)
+
+    with _edited(network, {name: note(name) for name in names}):
         predict(network, x[:2])
     return found
 
@@ -108,10 +107,15 @@ def hidden_units(network: torch.nn.Module, x: Tensor) -> dict[str, tuple[int, in
     return {name: (dims[name], out.shape[dims[name]]) for name, out in shown.items()}
 
 
-def _along(vector: Tensor, dim: int, out: Tensor) -> Tensor:
-    shape = [1] * out.dim()
-    shape[dim] = -1
-    return vector.view(shape)
+def _gate(factor: Tensor, dim: int) -> Edit:
+    """Return an edit that multiplies the units, which lie along ``dim``, by ``factor``."""
+
+    def edit(out: Tensor) -> Tensor:
+        shape = [1] * out.dim()
+        shape[dim] = -1
+        return out * factor.view(shape)
+
+    return edit
 
 
 def silencing(
@@ -153,7 +157,7 @@ def _silenced(
         for number, (name, (dim, n)) in enumerate(units.items()):
             kept = kept_units(MaskKey(seed=seed, site=number, step=draw), q, n)
             factor = torch.zeros(n).index_fill_(0, kept, n / len(kept))
-            edits[name] = lambda out, factor=factor, dim=dim: out * _along(factor, dim, out)
+            edits[name] = _gate(factor, dim)
         with _edited(network, edits):
             errors.append(error_of(predict(network, x), y, unit))
     return sum(errors) / len(errors)
@@ -183,7 +187,9 @@ def worst_unit(
     chosen_on, judged_on = slice(0, None, 2), slice(1, None, 2)
     shortlist = _shortlist(network, x[chosen_on], y[chosen_on], units)
     losses = {
-        (name, index): float(loss_of(_without(network, x[chosen_on], name, index, units), y[chosen_on]))
+        (name, index): float(
+            loss_of(_without(network, x[chosen_on], name, index, units), y[chosen_on])
+        )
         for name, index in shortlist
     }
     name, index = max(losses, key=lambda at: losses[at])
@@ -197,10 +203,7 @@ def _shortlist(
 ) -> list[tuple[str, int]]:
     """Return the units whose silence raises the loss most, to first order."""
     gates = {name: torch.ones(n, requires_grad=True) for name, (_, n) in units.items()}
-    edits: dict[str, Edit] = {
-        name: (lambda out, gate=gates[name], dim=dim: out * _along(gate, dim, out))
-        for name, (dim, _) in units.items()
-    }
+    edits = {name: _gate(gates[name], dim) for name, (dim, _) in units.items()}
     mode = network.training
     network.eval()
     with _edited(network, edits):
@@ -218,5 +221,5 @@ def _without(
     """Return the outputs with one unit at 0."""
     dim, n = units[name]
     gate = torch.ones(n).index_fill_(0, torch.tensor([index]), 0.0)
-    with _edited(network, {name: lambda out: out * _along(gate, dim, out)}):
+    with _edited(network, {name: _gate(gate, dim)}):
         return predict(network, x)

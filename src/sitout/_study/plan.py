@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
@@ -37,7 +37,7 @@ class Request:
         train_size: rows to train on, or None for all.
         trials: training runs per arm in tuning, or None to let the budget decide.
         epochs: at most so many, or None to let the budget decide.
-        batch_size: rows a step.
+        batch_size: rows a step, or None to let the number of training rows decide.
         optimizer: ``sgd`` or ``adam``.
         seed: of everything.
         versions: of what can change a number.
@@ -54,7 +54,7 @@ class Request:
     train_size: int | None
     trials: int | None
     epochs: int | None
-    batch_size: int
+    batch_size: int | None
     optimizer: str
     seed: int
     versions: dict[str, str]
@@ -62,15 +62,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that the budget decides.
+    """What the request leaves open.
 
     Attributes:
         trials: training runs per arm in tuning.
         epochs: choices for the number of epochs, ascending, the same for all arms.
+        batch_size: rows a step.
     """
 
     trials: int
     epochs: tuple[int, ...]
+    batch_size: int
 
 
 def seconds_of(budget: str | float) -> float:
@@ -107,13 +109,13 @@ def check(request: Request) -> None:
         raise StudyError(_checks.message("The arms (--arms)", "named once each", request.arms))
     if request.optimizer not in LEARNING_RATES:
         known = " or ".join(LEARNING_RATES)
-        raise StudyError(
-            _checks.message("The optimizer (--optimizer)", known, request.optimizer)
-        )
+        raise StudyError(_checks.message("The optimizer (--optimizer)", known, request.optimizer))
     bounds = {"repeats": MIN_REPEATS, "trials": 1, "epochs": 1, "batch_size": 1}
     for name, low in bounds.items():
         value = getattr(request, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < low
+        ):
             option = "--" + name.replace("_", "-")
             raise StudyError(_checks.message(f"`{name}` ({option})", f"{low} or more", value))
     networks.factory(request.network)
@@ -124,11 +126,12 @@ def runs(request: Request, plan: Plan) -> int:
     return len(request.arms) * (plan.trials + request.repeats)
 
 
-def choose(request: Request, seconds_per_epoch: float, jobs: int) -> Plan:
+def choose(request: Request, batch_size: int, seconds_per_epoch: float, jobs: int) -> Plan:
     """Spend the budget: on epochs first, then on trials.
 
     Args:
         request: what was asked for.
+        batch_size: rows a step.
         seconds_per_epoch: one network takes so long, measured.
         jobs: networks trained side by side.
 
@@ -143,7 +146,8 @@ def choose(request: Request, seconds_per_epoch: float, jobs: int) -> Plan:
         trials = request.trials or min(affordable, high)
         needed = run * arms * (request.repeats + (request.trials or low)) / jobs / 0.9
         if (request.trials and request.epochs) or (needed <= request.budget and trials >= 1):
-            return Plan(trials, tuple(sorted({max(1, epochs // 4), max(1, epochs // 2), epochs})))
+            choices = {max(1, epochs // 4), max(1, epochs // 2), epochs}
+            return Plan(trials, tuple(sorted(choices)), batch_size)
     raise StudyError(
         f"The budget (--budget) must be enough for {request.repeats} repeats and "
         f"{request.trials or low} trials of {arms} arms: about {clock(needed)}. Got "
@@ -172,12 +176,15 @@ def kept(folder: Path, request: Request) -> Plan | None:
     asked, now = found["request"], _plain(request)
     changed = [name for name in now if asked.get(name) != now[name]]
     if changed:
-        listed = "; ".join(f"{name}: {asked.get(name)!r} there, {now[name]!r} now" for name in changed)
+        listed = "; ".join(
+            f"{name}: {asked.get(name)!r} there, {now[name]!r} now" for name in changed
+        )
         raise StudyError(
             f"{folder} must hold no other study. It holds one with {listed}. "
             "Choose another --out, or delete the folder to start anew."
         )
-    return Plan(found["plan"]["trials"], tuple(found["plan"]["epochs"]))
+    plan = Plan(**found["plan"])
+    return replace(plan, epochs=tuple(plan.epochs))
 
 
 def keep(folder: Path, request: Request, plan: Plan) -> None:

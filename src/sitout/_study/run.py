@@ -83,10 +83,7 @@ def run(spec: Spec, ground: Ground) -> dict[str, Any]:
     Raises:
         StudyError: the network does not fit the task, or the disk refused.
     """
-    if spec.stage == "trial":
-        record = _trial(spec, ground)
-    else:
-        record = _repeat(spec, ground)
+    record = (_trial if spec.stage == "trial" else _repeat)(spec, ground)
     store.write_json(ground.folder / "runs" / f"{spec.name}.json", record)
     return record
 
@@ -96,7 +93,7 @@ def _recipe(spec: Spec, ground: Ground, number: int, looks: tuple[int, ...]) -> 
     return Recipe(
         settings=spec.settings,
         epochs=spec.epochs,
-        batch_size=request.batch_size,
+        batch_size=ground.plan.batch_size,
         optimizer=request.optimizer,
         seed=seed_of(request, spec.stage, number),
         looks=looks,
@@ -122,7 +119,9 @@ def outputs_of(data: DataSet) -> int:
 
 def rows_of(data: DataSet, rows: np.ndarray[Any, Any], preprocess: Preprocess) -> Rows:
     """Return some rows, prepared."""
-    features = data.features[rows] if isinstance(data.features, np.ndarray) else data.features.iloc[rows]
+    features = (
+        data.features[rows] if isinstance(data.features, np.ndarray) else data.features.iloc[rows]
+    )
     return Rows(preprocess.transform(features), preprocess.target(data.target[rows]))
 
 

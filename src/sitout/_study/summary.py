@@ -13,7 +13,7 @@ from .results import Arm, DataSummary, Difference, Study, Trial, WorstUnit
 
 if TYPE_CHECKING:
     from .execute import ArmRuns
-    from .results import Curve, Measure
+    from .results import Curve
     from .run import Ground
 
 _CURVES = ("train_error", "validation_error", "train_loss", "validation_loss")
@@ -37,7 +37,7 @@ def summarise(ground: Ground, finished: list[ArmRuns]) -> Study:
         outcome=versus_none["dropout"].outcome if "dropout" in versus_none else "",
         unit=units.unit,
         data=_data(ground, finished[0]),
-        network=f"{request.network}, {request.optimizer}, batches of {request.batch_size}, "
+        network=f"{request.network}, {request.optimizer}, batches of {ground.plan.batch_size}, "
         f"at most {max(ground.plan.epochs)} epochs",
         arms=arms,
         best=min(arms, key=lambda arm: arm.validation_loss.values[0]).name,
@@ -58,7 +58,7 @@ def _plan(ground: Ground) -> dict[str, Any]:
         "task": request.task,
         "network": request.network,
         "optimizer": request.optimizer,
-        "batch_size": request.batch_size,
+        "batch_size": plan.batch_size,
         "train_size": request.train_size,
         "arms": list(request.arms),
         "repeats": request.repeats,

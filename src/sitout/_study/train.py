@@ -139,7 +139,8 @@ def _set_rates(network: torch.nn.Module, how: Regularization, rows: Tensor) -> N
     for name, site in networks.sites(network).items():
         own = float(site.p)  # type: ignore[arg-type]
         chosen = how.input_rate if name in before else how.hidden_rate
-        site.p = chosen if own == 0.0 else min(own * how.rate_scale, 0.9)
+        rate = chosen if own == 0.0 else min(own * how.rate_scale, 0.9)
+        setattr(site, "p", rate)  # noqa: B010
 
 
 def _optimizer(
@@ -172,7 +173,7 @@ def _project(weight: Tensor, bound: float) -> None:
 
 def _batches(n: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
     """Yield the row numbers of one epoch; a last batch of one row joins the one before."""
-    batches = list(torch.randperm(n, generator=order).split(size))
+    batches = list(torch.split(torch.randperm(n, generator=order), size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     yield from batches
