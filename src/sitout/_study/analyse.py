@@ -204,9 +204,9 @@ def verdict(difference: Difference, dropout: Measure, none: Measure, units: Unit
     }[difference.outcome]
     sentence = (
         f"{head}: test error {units.error(dropout.mean)} with it, "
-        f"{units.error(none.mean)} without, {units.lower(difference)} (95 % interval over {n} repeats; "
-        f"Holm-adjusted p = {difference.p_holm:.2g}; lower in {round(difference.improved * n)} "
-        f"of {n})"
+        f"{units.error(none.mean)} without, {units.lower(difference)} "
+        f"(95 % interval over {n} repeats; Holm-adjusted p = {difference.p_holm:.2g}; "
+        f"lower in {round(difference.improved * n)} of {n})"
     )
     if difference.outcome == "no detectable benefit":
         seen = units.number(difference.smallest_effect)

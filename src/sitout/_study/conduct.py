@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from .. import __version__, _checks, _report, masks
 from ..data import DataError, Preprocess, load, make_splits
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .execute import Event
     from .results import Study
 
+_Task = Literal["classification", "regression"] | None
 _PACKAGES = ("torch", "numpy", "scikit-learn", "pandas", "optuna")
 _CALIBRATION_EPOCHS = 2
 _SMALL = 2000
@@ -55,7 +56,7 @@ def read(
     if task not in (None, "classification", "regression"):
         rule = "classification or regression"
         raise StudyError(_checks.message("The task (--task)", rule, task))
-    kind = cast("Literal['classification', 'regression'] | None", task)
+    kind = cast("_Task", task)
     folder = None if data_dir is None else os.fspath(data_dir)
     try:
         return load(os.fspath(source), target=target, task=kind, data_dir=folder)
