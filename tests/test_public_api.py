@@ -10,11 +10,14 @@ import pytest
 PUBLIC = {
     "sitout": [
         "MaskKey",
+        "Study",
+        "StudyError",
         "__version__",
         "backends",
         "functional",
         "masks",
         "nn",
+        "study",
     ],
     "sitout.backends": [
         "Address",

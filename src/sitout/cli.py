@@ -64,8 +64,8 @@ def _root(
 Data = Annotated[
     str,
     typer.Argument(
-        help="digits, breast_cancer, wine, diabetes; mnist, fashion-mnist; a .csv, .parquet or "
-        ".npz file."
+        help="digits, breast_cancer, wine, diabetes; mnist, fashion-mnist; a .csv, .tsv, .parquet "
+        "or .npz file."
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -97,7 +97,8 @@ def study(
         Path | None, typer.Option(help="Folder of mnist and fashion-mnist.", envvar="SITOUT_DATA")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Tuning runs per arm; the budget decides if not given.")
+        int | None,
+        typer.Option(help="Settings per arm that tuning tries; the budget decides if not given."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="At most so many; the budget decides if not given.")

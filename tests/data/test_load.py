@@ -13,10 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sitout.data import DataError, load
+from sitout.data import DataError, Preprocess, load
 
 
 def table(row, n=60, header="a,y"):
@@ -122,6 +123,7 @@ def test_a_missing_image_folder_names_the_remedy(tmp_path, refused, monkeypatch)
         ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0"), ["IDX file", "2 bytes"]),
         ("train-labels-idx1-ubyte.gz", idx(1, 20, magic=2051), ["magic 2049", "2051"]),
         ("train-labels-idx1-ubyte.gz", idx(1, 20, content=b"1"), ["as many values", "1 for"]),
+        ("train-labels-idx1-ubyte.gz", idx(1, 20, content=b"1" * 21), ["as many", "21 for"]),
         ("train-labels-idx1-ubyte.gz", idx(1, 19), ["20 images and 19 labels"]),
         ("t10k-labels-idx1-ubyte.gz", idx(1, 10, content=bytes([11] * 10)), ["up to 11"]),
         ("t10k-images-idx3-ubyte.gz", idx(3, 10, 4, 4), ["28 x 28", "[4, 4]"]),
@@ -260,6 +262,13 @@ def test_rows_without_a_target_are_dropped_aloud(write):
     assert "Dropped 5 rows without a target." in data.notes
     data = load(write(table(lambda i: f"{i},{i % 2 if i else 'NA'}")), target="y")
     assert "Dropped 1 row without a target." in data.notes
+
+
+def test_empty_text_of_a_parquet_target_is_a_missing_value(tmp_path):
+    frame = pd.DataFrame({"a": np.arange(60.0), "y": ["", "p", "q"] * 20})
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", target="y")
+    assert (data.n_rows, data.classes) == (40, ("p", "q"))
 
 
 # Task
@@ -510,8 +519,15 @@ def test_labels_and_missing_values_of_y_are_as_in_a_table(tmp_path):
 
 
 def test_arrays_of_the_other_byte_order_are_read_the_same(tmp_path):
-    swapped = load(save(tmp_path / "a.npz", X=X.astype(">f8"), y=Y.astype(">i8")))
-    assert swapped.fingerprint == load(save(tmp_path / "b.npz", X=X, y=Y)).fingerprint
+    gaps = np.where(Y > 1, np.nan, Y)
+    for y in (Y, gaps, Y.astype("U3")):
+        swapped = load(
+            save(tmp_path / "a.npz", X=X.astype(">f8"), y=y.astype(y.dtype.newbyteorder(">")))
+        )
+        plain = load(save(tmp_path / "b.npz", X=X, y=y))
+        assert swapped.fingerprint == plain.fingerprint
+        x = [Preprocess.fit(d, np.arange(40)).transform(d.features) for d in (swapped, plain)]
+        assert torch.equal(*x)
 
 
 @pytest.mark.parametrize(
@@ -557,6 +573,8 @@ def test_a_broken_archive_is_refused(tmp_path, write, refused):
 def test_the_fingerprint_is_the_content_and_nothing_else():
     data = load("wine")
     assert len(data.fingerprint) == 64
+    gaps = [data.features.assign(ash=np.copysign(np.nan, sign)) for sign in (1, -1)]
+    assert len({replace(data, features=frame).fingerprint for frame in gaps}) == 1
     assert replace(data, name="other", notes=("n",)).fingerprint == data.fingerprint
     changed = data.features.copy()
     changed.iloc[7, 3] += 1e-9

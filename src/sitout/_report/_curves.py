@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sitout._optional import needs
 
@@ -31,10 +31,11 @@ def learning(study: Study, measure: Literal["error", "loss"]) -> go.Figure:
             curve = arm.learning[f"{rows}_{measure}"]
             shown.append(curve)
             label = f"{text(arm.name)}, {'training' if rows == 'train' else rows}"
-            traces += _traces(arm, curve, factor, unit, dash=dash, label=label)
+            traces += _traces(arm, curve, factor, unit, label=label, dash=dash)
     name = f"error, {text(study.unit)}" if unit == "" and measure == "error" else measure
     layout = frame(
-        x={"title": "epochs", "showgrid": False, "rangemode": "tozero"},
+        "epochs",
+        x={"showgrid": False, "rangemode": "tozero"},
         y={"ticksuffix": unit, "nticks": 6, "range": [0, factor * _ceiling(shown)]},
         annotations=[caption(name)],
         hovermode="x unified",
@@ -52,7 +53,8 @@ def silencing(study: Study) -> go.Figure | None:
     if not traces:
         return None
     layout = frame(
-        x={"title": "hidden units silenced", "ticksuffix": " %", "showgrid": False, "nticks": 11},
+        "hidden units silenced",
+        x={"ticksuffix": " %", "showgrid": False, "nticks": 6},
         y={"ticksuffix": unit, "nticks": 6, "rangemode": "tozero"},
         annotations=[caption("validation error" + ("" if unit else f", {text(study.unit)}"))],
         hovermode="x unified",
@@ -70,33 +72,45 @@ def _traces(
     dash: str = "solid",
     across: float = 1.0,
 ) -> list[go.Scatter]:
-    """Return band, pale line over all points, and line over the points all repeats reached."""
+    """Return the band, the line, and a ring on the last point that all repeats reached."""
     x = [across * value for value in curve.x]
     low, mean, high = ([factor * v for v in vs] for vs in (curve.low, curve.mean, curve.high))
-    reached = sum(n == max(curve.repeats) for n in curve.repeats)
-    look: dict[str, Any] = {
-        "mode": "lines+markers" if len(x) == 1 else "lines",
-        "line": {"color": colour(arm.name), "width": 1.75 if dash == "dash" else 2.5, "dash": dash},
-        "meta": {"arm": arm.name},
-        "name": label,
-    }
-    band = {"fill": "toself", "fillcolor": faint(arm.name), "line": {"width": 0}, "mode": "lines"}
-    return [
+    value = f"%{{y:{'.2f' if unit else '.3~g'}}}{unit}"
+    all_of_them = max(curve.repeats)
+    fewer = ["" if n == all_of_them else f" ({n} repeats)" for n in curve.repeats]
+    ink, meta = colour(arm.name), {"arm": arm.name}
+    traces = [
         go.Scatter(
-            x=x + x[::-1], y=high + low[::-1], hoverinfo="skip", meta={"arm": arm.name}, **band
+            x=x + x[::-1],
+            y=high + low[::-1],
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor=faint(arm.name),
+            hoverinfo="skip",
+            meta=meta,
         ),
         go.Scatter(
             x=x,
             y=mean,
-            opacity=0.4,
-            customdata=curve.repeats,
-            hovertemplate=f"%{{y:.3~g}}{unit} <i>(%{{customdata}} repeats)</i>",
-            **look,
+            mode="lines" if len(x) > 1 else "markers",
+            line={"color": ink, "width": 2.5 if dash == "solid" else 1.75, "dash": dash},
+            marker={"color": ink, "size": 9},
+            name=label,
+            customdata=fewer,
+            hovertemplate=value + "%{customdata}",
+            meta=meta,
         ),
-        go.Scatter(x=x[:reached], y=mean[:reached], hoverinfo="skip", **look),
     ]
+    last = curve.repeats.count(all_of_them) - 1
+    if any(fewer):
+        ring = {"color": ink, "size": 9, "symbol": "circle-open", "line": {"width": 2}}
+        at = {"x": [x[last]], "y": [mean[last]], "mode": "markers", "marker": ring}
+        traces.append(go.Scatter(**at, hoverinfo="skip", meta=meta))
+    return traces
 
 
 def _ceiling(curves: list[Curve]) -> float:
-    """Return the upper end of the vertical axis: the first tenth of the epochs may leave it."""
-    return 1.05 * max(max(curve.high[len(curve.x) // 10 :]) for curve in curves) or 1.0
+    """Return the upper end of the vertical axis: the first fifth of the epochs may leave it."""
+    first = max(len(curve.x) for curve in curves) // 5
+    return 1.05 * max(max(curve.high[first:] or curve.high[-1:]) for curve in curves) or 1.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sitout._optional import needs
 
-from ._format import Numbers
+from ._format import MINUS, Numbers
 from ._style import colour, frame, text
 
 with needs("study", "the report of sitout.study"):
@@ -23,22 +23,24 @@ def differences(study: Study) -> go.Figure | None:
     rows = [(arm, arm.versus_none) for arm in study.arms if arm.versus_none]
     if not rows:
         return None
-    numbers = Numbers.of(study, minus="−")
+    numbers = Numbers.of(study, minus=MINUS)
     traces, notes = [], _sides()
     for row, (arm, difference) in enumerate(rows):
         traces += _traces(arm, difference, -row, numbers)
         notes += _labels(arm, difference, -row, numbers)
     layout = frame(
+        f"test error minus none, {text(study.unit)} (left is better)",
         x={
-            "title": f"test error minus none, {text(study.unit)} (left is better)",
             "range": _range([d for _, d in rows], numbers),
             "zeroline": True,
             "zerolinewidth": 1.5,
             "nticks": 8,
         },
-        y={"visible": False, "range": [0.55 - len(rows), 0.75]},
+        y={"visible": False, "range": [0.5 - len(rows), 0.5]},
         annotations=notes,
+        shapes=[_rule(0.5 - row) for row in range(1, len(rows))],
         hovermode="closest",
+        margin={"l": 0, "r": 0, "t": 34, "b": 0},
         height=_ROW * len(rows) + 90,
     )
     return go.Figure(traces, layout)
@@ -49,22 +51,28 @@ def _traces(arm: Arm, difference: Difference, row: int, numbers: Numbers) -> lis
     ends = [numbers.scaled(difference.low), numbers.scaled(difference.high)]
     values = [numbers.scaled(value) for value in difference.values]
     name = text(arm.name)
-    repeats = [f"{name}, repeat {i}: {numbers.difference(v)}" for i, v in enumerate(difference.values)]
+    repeats = [
+        f"{name}, repeat {i}: {numbers.difference(v)}" for i, v in enumerate(difference.values)
+    ]
     return [
         go.Scatter(
             x=values,
-            y=[row - 0.24] * len(values),
+            y=[row - 0.32] * len(values),
             mode="markers",
             marker={"color": ink, "size": 8, "opacity": 0.45, "line": {"width": 0}},
             hovertext=repeats,
             hoverinfo="text",
         ),
         go.Scatter(
-            x=ends, y=[row, row], mode="lines", line={"color": ink, "width": 3}, hoverinfo="skip"
+            x=ends,
+            y=[row - 0.1] * 2,
+            mode="lines",
+            line={"color": ink, "width": 3},
+            hoverinfo="skip",
         ),
         go.Scatter(
             x=[numbers.scaled(difference.mean)],
-            y=[row],
+            y=[row - 0.1],
             mode="markers",
             marker={"color": ink, "size": 13},
             hovertext=[f"{name}, mean: {numbers.difference(difference.mean)}"],
@@ -76,9 +84,9 @@ def _traces(arm: Arm, difference: Difference, row: int, numbers: Numbers) -> lis
 def _labels(arm: Arm, difference: Difference, row: int, numbers: Numbers) -> list[dict[str, Any]]:
     """Return the arm's name at the left end of its row, effect and interval at the right end."""
     interval = numbers.interval(difference.low, difference.high)
-    base = {"y": row, "yshift": 20, "xref": "paper", "showarrow": False, "borderpad": 1}
+    base = {"y": row, "yshift": 17, "xref": "paper", "showarrow": False, "borderpad": 1}
     return [
-        {**base, "x": 0, "xanchor": "left", "text": f"<b>{text(arm.name)}</b>"},
+        {**base, "x": 0, "xanchor": "left", "xshift": -2, "text": f"<b>{text(arm.name)}</b>"},
         {
             **base,
             "x": 1,
@@ -86,6 +94,11 @@ def _labels(arm: Arm, difference: Difference, row: int, numbers: Numbers) -> lis
             "text": f"<b>{numbers.difference(difference.mean)}</b>  {interval}",
         },
     ]
+
+
+def _rule(y: float) -> dict[str, Any]:
+    ends = {"x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y}
+    return {"type": "line", "layer": "below", "line": {"width": 1}, **ends}
 
 
 def _sides() -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sitout._study.results import Study
 
+MINUS = "\N{MINUS SIGN}"  # what stands on the page; terminals get a hyphen
+
 _SETTINGS = {
     "learning_rate": "learning rate {}",
     "epochs": "{} epochs",
@@ -46,7 +48,17 @@ class Numbers:
         >>> Numbers(per_cent=True).error(0.0452), Numbers(per_cent=False).error(12.345)
         ('4.52 %', '12.3')
         """
-        return self._digits(value) + (" %" if self.per_cent else "")
+        return self.amount(value) + (" %" if self.per_cent else "")
+
+    def amount(self, value: float) -> str:
+        """Return an amount of error, in points or the target's unit.
+
+        >>> Numbers(per_cent=True).amount(0.0031), Numbers(per_cent=True).amount(-1e-9)
+        ('0.31', '0.00')
+        """
+        shown = self.scaled(value)
+        text = f"{shown:.2f}" if self.per_cent else significant(shown)
+        return text.replace("-", self.minus, 1) if _counts(text) else text.lstrip("-")
 
     def difference(self, value: float) -> str:
         """Return a difference of errors with its sign, in points or the target's unit.
@@ -54,7 +66,7 @@ class Numbers:
         >>> Numbers(per_cent=True).difference(0.0031), Numbers(per_cent=True).difference(-1e-9)
         ('+0.31', '0.00')
         """
-        text = self._digits(value)
+        text = self.amount(value)
         return f"+{text}" if value > 0 and _counts(text) else text
 
     def interval(self, low: float, high: float) -> str:
@@ -63,12 +75,7 @@ class Numbers:
         >>> Numbers(per_cent=True).interval(-0.008, 0.0023)
         '[-0.80, 0.23]'
         """
-        return f"[{self._digits(low)}, {self._digits(high)}]"
-
-    def _digits(self, value: float) -> str:
-        shown = self.scaled(value)
-        text = f"{shown:.2f}" if self.per_cent else significant(shown)
-        return text.replace("-", self.minus, 1) if _counts(text) else text.lstrip("-")
+        return f"[{self.amount(low)}, {self.amount(high)}]"
 
 
 def significant(value: float) -> str:

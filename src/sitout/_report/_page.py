@@ -43,7 +43,7 @@ def html(study: Study) -> str:
     charts = _charts(study)
     return environment.get_template("report.html.j2").render(
         study=study,
-        numbers=_format.Numbers.of(study, minus="−"),
+        numbers=_format.Numbers.of(study, minus=_format.MINUS),
         p_value=_format.p_value,
         seconds=_format.seconds,
         settings=_format.settings,
@@ -68,7 +68,9 @@ def _charts(study: Study) -> dict[str, dict[str, go.Figure]]:
 
 def _script(charts: dict[str, dict[str, go.Figure]]) -> Markup:
     """Return the figures as JSON that cannot close the script element it stands in."""
-    plain = {n: {m: f.to_plotly_json() for m, f in figures.items()} for n, figures in charts.items()}
+    plain = {
+        n: {m: f.to_plotly_json() for m, f in figures.items()} for n, figures in charts.items()
+    }
     return Markup(json.dumps(plain, allow_nan=False).replace("<", "\\u003c"))
 
 

@@ -36,23 +36,35 @@ def text(words: str, longest: int = 40) -> str:
     return escape(words if len(words) <= longest else words[: longest - 1] + "…", quote=False)
 
 
-def frame(*, x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
+def frame(title: str, *, x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Return a plotly layout. The page's style sheet colours text and grid, light or dark.
 
     Args:
+        title: of the horizontal axis.
         x: settings of the horizontal axis.
         y: settings of the vertical axis.
         more: further layout settings.
     """
-    axis = {"fixedrange": True, "zeroline": False, "ticks": "", "showline": False}
+    axis = {
+        "fixedrange": True,
+        "zeroline": False,
+        "ticks": "",
+        "showline": False,
+        "ticklabelstandoff": 6,
+        "automargin": True,
+    }
     return {
         "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": _FONT, "size": 13},
-        "margin": {"l": 8, "r": 12, "t": 34, "b": 8},
-        "xaxis": {**axis, "automargin": True, **x},
-        "yaxis": {**axis, "automargin": True, **y},
+        "margin": {"l": 0, "r": 14, "t": 34, "b": 0},
+        "xaxis": {
+            **axis,
+            "title": {"text": title, "font": {"size": 13}, "standoff": 14},
+            **x,
+        },
+        "yaxis": {**axis, "showspikes": False, **y},
         "showlegend": False,
         "dragmode": False,
         "autosize": True,

@@ -24,20 +24,23 @@ def table(study: Study) -> Table:
 
     Errors are in per cent and differences in points, or both in the target's unit.
     """
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for number, title in enumerate(_titles(study)):
-        shown.add_column(Text(title), justify="right" if number else "left", no_wrap=not number)
+        shown.add_column(Text(title), justify="right" if number else "left", no_wrap=True)
     for arm in study.arms:
         outcome = arm.versus_none.outcome if arm.versus_none else ""
         *cells, effect, p = _cells(arm, Numbers.of(study))
         bold = "bold" if arm.name == "dropout" else ""
-        shown.add_row(*map(Text, cells), Text(effect, _STYLES.get(outcome, "")), Text(p), style=bold)
+        shown.add_row(
+            *map(Text, cells), Text(effect, _STYLES.get(outcome, "")), Text(p), style=bold
+        )
     return shown
 
 
 def plain(study: Study) -> str:
     """Return the same as aligned lines of text, without colour or rules."""
-    rows = [_titles(study), *(_cells(arm, Numbers.of(study)) for arm in study.arms)]
+    titles = [title.replace("\n", " ") for title in _titles(study)]
+    rows = [titles, *(_cells(arm, Numbers.of(study)) for arm in study.arms)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
@@ -48,12 +51,12 @@ def plain(study: Study) -> str:
 
 def _titles(study: Study) -> list[str]:
     unit = study.unit if len(study.unit) <= 12 else study.unit[:11] + "…"
-    return ["arm", "test error", "train error", "gap", f"minus none, {unit} [95 %]", "Holm p"]
+    return ["arm", "test\nerror", "train\nerror", "gap", f"minus none,\n{unit} [95 %]", "Holm p"]
 
 
 def _cells(arm: Arm, numbers: Numbers) -> list[str]:
     errors = [numbers.error(arm.test_error.mean), numbers.error(arm.train_error.mean)]
-    gap = numbers.difference(arm.gap.mean)
+    gap = numbers.amount(arm.gap.mean)
     versus = arm.versus_none
     if versus is None:
         return [arm.name, *errors, gap, "", ""]

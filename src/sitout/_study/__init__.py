@@ -50,14 +50,15 @@ def study(
 
     Args:
         data: ``digits``, ``breast_cancer``, ``wine``, ``diabetes``, ``mnist``, ``fashion-mnist``;
-            or the path of a CSV, Parquet or npz file; or a :class:`sitout.data.DataSet`.
-        target: the column to predict; needed for CSV and Parquet.
+            or the path of a CSV, TSV, Parquet or npz file; or a :class:`sitout.data.DataSet`.
+        target: the column to predict; needed for CSV, TSV and Parquet.
         task: ``classification`` or ``regression``; inferred if None.
         arms: some of ``none``, ``dropout``, ``l2``, ``max-norm``, ``early-stopping``,
             ``dropout+max-norm``.
         repeats: at least 8.
         budget: wall time to plan for, as ``"10m"`` or in seconds.
-        jobs: networks trained side by side; the numbers do not depend on it.
+        jobs: networks trained side by side; with ``trials`` and ``epochs`` given, the numbers do
+            not depend on it.
         out: folder; ``sitout-study-<data>`` if None.
         network: ``mlp:WIDTHxLAYERS``, or ``package.module:factory`` with a callable
             ``factory(input_shape, outputs)`` that returns a :class:`torch.nn.Module` from
@@ -65,7 +66,7 @@ def study(
         train_size: train on a stratified subset of so many rows.
         data_dir: folder of ``mnist`` and ``fashion-mnist``; the environment variable
             ``SITOUT_DATA`` if None.
-        trials: training runs per arm in tuning; the budget decides if None.
+        trials: settings per arm that tuning tries; the budget decides if None.
         epochs: at most so many; the budget decides if None.
         batch_size: rows a step; 32 below 2,000 training rows and 128 from there on if None.
         optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (AdamW).

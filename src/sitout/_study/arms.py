@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     Suggest = Callable[[optuna.Trial], None]
 
 ARMS = ("none", "dropout", "l2", "max-norm", "early-stopping", "dropout+max-norm")
-LEARNING_RATES = {"sgd": (0.01, 0.2), "adam": (1e-4, 1e-2)}
+LEARNING_RATES = {"sgd": (0.01, 0.5), "adam": (1e-4, 1e-2)}
+
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+def learning_rate(optimizer: str, number: int) -> float:
+    """Return a learning rate for trial ``number``, the same for all arms.
+
+    Multiples of the golden ratio modulo 1 spread evenly over the range, on a log scale, however
+    many there are.
+    """
+    low, high = LEARNING_RATES[optimizer]
+    return float(low * (high / low) ** ((0.5 + number * _GOLDEN) % 1.0))
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,7 @@ class Regularization:
 
 
 def suggest(trial: optuna.Trial, arm: str, *, optimizer: str, built_in: bool) -> None:
-    """Let ``trial`` choose the learning rate, then the arm's own strengths.
-
-    The learning rate is asked for first, so that one sampler seed gives one learning rate to all
-    arms.
+    """Let ``trial`` choose the learning rate and the arm's own strengths.
 
     Args:
         trial: of Optuna.

@@ -17,8 +17,8 @@ from . import networks, store
 from . import plan as plans
 from .errors import StudyError
 from .execute import execute, one_thread
-from .plan import Plan, Request
-from .run import Ground, outputs_of, seed_of, task_of
+from .plan import Plan, Request, seed_of
+from .run import Ground, outputs_of, task_of
 from .summary import summarise
 from .train import Recipe, train
 
@@ -133,7 +133,7 @@ def _ground(
     small = len(splits.repeat(0).train) < _SMALL
     batch_size = request.batch_size or (32 if small else 128)
     ground = Ground(data, splits, request, Plan(1, (1,), batch_size), folder)
-    _check_network(ground)
+    _check_network(ground, say)
     plan = plans.kept(folder, request)
     if plan is None:
         seconds = 0.0
@@ -145,7 +145,7 @@ def _ground(
     return replace(ground, plan=plan)
 
 
-def _check_network(ground: Ground) -> None:
+def _check_network(ground: Ground, say: Callable[[str], None]) -> None:
     """Build the network once: it must fit the task and have sites where an arm needs them.
 
     Raises:
@@ -163,6 +163,11 @@ def _check_network(ground: Ground) -> None:
             f"{request.network} has {len(rates)} dropout layers, none of them active. "
             "Give them the rates that you would use, or leave the arm out of --arms."
         )
+    for name in networks.unreached(network):
+        say(
+            f"{name} stays as it is in every arm, the arm none too: only dropout layers are sites. "
+            "Set it to 0, or put a dropout layer in its place."
+        )
 
 
 def _seconds_per_epoch(ground: Ground) -> float:
@@ -177,7 +182,7 @@ def _seconds_per_epoch(ground: Ground) -> float:
         _CALIBRATION_EPOCHS,
         ground.plan.batch_size,
         ground.request.optimizer,
-        seed_of(ground.request, "calibration", 0),
+        seed_of(ground.request.seed, "calibration", 0),
         (),
     )
     with one_thread():
@@ -190,11 +195,12 @@ def _seconds_per_epoch(ground: Ground) -> float:
 def _announcement(ground: Ground, jobs: int) -> str:
     request, plan = ground.request, ground.plan
     split = ground.splits.repeat(0)
+    trained = len(request.arms) * (plan.trials * plans.TUNING_DRAWS + request.repeats)
     return (
         f"{request.data}: {len(split.train)} training, {len(split.validation)} validation and "
-        f"{len(split.test)} test rows. {len(request.arms)} arms x ({plan.trials} trials + "
-        f"{request.repeats} repeats) = {plans.runs(request, plan)} networks ({request.network}, "
-        f"at most {plan.epochs[-1]} epochs), {jobs} at a time, into {ground.folder}/"
+        f"{len(split.test)} test rows. {len(request.arms)} arms x ({plan.trials} trials of "
+        f"{plans.TUNING_DRAWS} + {request.repeats} repeats) = {trained} networks "
+        f"({request.network}, at most {plan.epochs[-1]} epochs), {jobs} at a time, into {ground.folder}/"
     )
 
 

@@ -142,6 +142,16 @@ def sites(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
+def unreached(network: torch.nn.Module) -> list[str]:
+    """Return the rates above 0 that are attributes of other layers, as ``name.dropout = p``."""
+    holders = (torch.nn.MultiheadAttention, torch.nn.RNNBase)
+    return [
+        f"{name}.dropout = {module.dropout}"
+        for name, module in network.named_modules()
+        if isinstance(module, holders) and module.dropout
+    ]
+
+
 def input_sites(network: torch.nn.Module, rows: Tensor) -> set[str]:
     """Return the names of the sites that run before any layer with parameters.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_REPEATS = 8
+TUNING_DRAWS = 2
+"""A trial trains on so many draws of training rows, and their mean validation error counts."""
 _LADDER = (60, 30, 15)
-_TRIALS = (6, 16)
+_TRIALS = (4, 12)
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -35,7 +38,7 @@ class Request:
         repeats: number of paired repeats.
         budget: seconds of wall time that the plan is made for.
         train_size: rows to train on, or None for all.
-        trials: training runs per arm in tuning, or None to let the budget decide.
+        trials: settings per arm that tuning tries, or None to let the budget decide.
         epochs: at most so many, or None to let the budget decide.
         batch_size: rows a step, or None to let the number of training rows decide.
         optimizer: ``sgd`` or ``adam``.
@@ -65,7 +68,7 @@ class Plan:
     """What the request leaves open.
 
     Attributes:
-        trials: training runs per arm in tuning.
+        trials: settings per arm that tuning tries.
         epochs: choices for the number of epochs, ascending, the same for all arms.
         batch_size: rows a step.
     """
@@ -142,9 +145,10 @@ def choose(request: Request, batch_size: int, seconds_per_epoch: float, jobs: in
     needed = 0.0
     for epochs in (request.epochs,) if request.epochs else _LADDER:
         run = max(seconds_per_epoch, 1e-6) * epochs * 1.15
-        affordable = int(request.budget * jobs * 0.9 / run / arms - request.repeats)
-        trials = request.trials or min(affordable, high)
-        needed = run * arms * (request.repeats + (request.trials or low)) / jobs / 0.9
+        affordable = (request.budget * jobs * 0.9 / run / arms - request.repeats) / TUNING_DRAWS
+        trials = request.trials or min(int(affordable), high)
+        trained = request.repeats + TUNING_DRAWS * (request.trials or low)
+        needed = run * arms * trained / jobs / 0.9
         if (request.trials and request.epochs) or (needed <= request.budget and trials >= 1):
             choices = {max(1, epochs // 4), max(1, epochs // 2), epochs}
             return Plan(trials, tuple(sorted(choices)), batch_size)
@@ -153,6 +157,11 @@ def choose(request: Request, batch_size: int, seconds_per_epoch: float, jobs: in
         f"{request.trials or low} trials of {arms} arms: about {clock(needed)}. Got "
         f"{clock(request.budget)}. Give more, or fewer --arms, a smaller --train-size or --net."
     )
+
+
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """Return a 32-bit seed derived from the study's: unrelated for unrelated purposes."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:4])
 
 
 def clock(seconds: float) -> str:

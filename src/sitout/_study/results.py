@@ -198,8 +198,9 @@ class Study:
         data: what it was run on.
         network: one line that says what was trained.
         arms: in the order asked for.
-        best: name of the arm of lowest mean validation loss over the repeats.
-        plan: every setting that decides the numbers: a second run with these gives them again.
+        best: name of the arm whose network of repeat 0 has the lowest validation loss.
+        plan: every setting that decides the numbers: a second run with these gives them again
+            (where the budget decided ``trials`` and ``epochs``, pass those that stand here).
         versions: of sitout, the mask specification, Python and the packages that matter.
         seconds: time spent training, summed over all runs.
         out: folder of the report, the runs and the trained network.

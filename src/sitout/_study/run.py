@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import torch
 
 from ..data import Preprocess
 from . import measure, networks, store
-from .train import Progress, Recipe, Rows, Task, train
+from .plan import TUNING_DRAWS, seed_of
+from .train import Progress, Recipe, Rows, Task, some, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .plan import Plan, Request
 
 _CURVE_POINTS = 20
+_SILENCED_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,6 @@ class Ground:
         return record if record and record["spec"] == asdict(spec) else None
 
 
-def seed_of(request: Request, stage: str, number: int) -> int:
-    """Return the seed of initial weights, batch order and masks: the same for all arms."""
-    text = f"{request.seed}/{stage}/{number}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-
-
 def run(spec: Spec, ground: Ground) -> dict[str, Any]:
     """Train one network and write its record.
 
@@ -95,7 +90,7 @@ def _recipe(spec: Spec, ground: Ground, number: int, looks: tuple[int, ...]) -> 
         epochs=spec.epochs,
         batch_size=ground.plan.batch_size,
         optimizer=request.optimizer,
-        seed=seed_of(request, spec.stage, number),
+        seed=seed_of(request.seed, spec.stage, number),
         looks=looks,
     )
 
@@ -126,35 +121,35 @@ def rows_of(data: DataSet, rows: np.ndarray[Any, Any], preprocess: Preprocess) -
 
 
 def _trial(spec: Spec, ground: Ground) -> dict[str, Any]:
-    """Train on the tuning split; the best of the choices of epochs counts.
+    """Train on each tuning split and average; the best of the choices of epochs counts.
 
-    All trials share their split, weights and batch order: they differ by their settings alone.
+    All trials share these splits, their weights and batch orders: they differ by their settings
+    alone.
     """
-    split = ground.splits.tuning()
-    task, _ = task_of(ground, split)
     choices = ground.plan.epochs
-    _, progress = train(
-        networks.factory(ground.request.network),
-        task,
-        _recipe(spec, ground, 0, choices),
-        train_curve=False,
-    )
-    errors = zip(
-        progress.curves["validation_error"],
-        progress.curves["validation_loss"],
-        progress.looks,
-        strict=True,
-    )
-    error, loss, epochs = min(errors)
-    if "patience" in spec.settings:
-        epochs = max(choices)
+    draws = [_tuned(spec, ground, draw) for draw in range(TUNING_DRAWS)]
+    mean = np.mean([seen for seen, _ in draws], axis=0).tolist()
+    (error, loss), epochs = min(zip(mean, choices[-len(mean) :], strict=True))
     return {
         "spec": asdict(spec),
         "epochs": epochs,
         "error": error,
         "loss": loss,
-        "seconds": progress.seconds,
+        "seconds": sum(seconds for _, seconds in draws),
     }
+
+
+def _tuned(spec: Spec, ground: Ground, draw: int) -> tuple[list[tuple[float, float]], float]:
+    """Return the validation error and loss at each choice of epochs, and the seconds spent.
+
+    Early stopping makes the choice itself: it has one error and loss, those of its best epoch.
+    """
+    task, _ = task_of(ground, ground.splits.tuning(draw))
+    recipe = _recipe(spec, ground, draw, ground.plan.epochs)
+    _, progress = train(networks.factory(ground.request.network), task, recipe, train_curve=False)
+    curves = progress.curves
+    seen = list(zip(curves["validation_error"], curves["validation_loss"], strict=True))
+    return [min(seen)] if "patience" in spec.settings else seen, progress.seconds
 
 
 def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
@@ -221,7 +216,7 @@ def _learning(progress: Progress, looks: tuple[int, ...]) -> dict[str, list[floa
 
 
 def _silence(network: torch.nn.Module, task: Task, recipe: Recipe) -> dict[str, Any]:
-    x, y = task.validation.x, task.validation.y
+    x, y = some(task.validation, _SILENCED_ROWS)
     worst = measure.worst_unit(network, x, y, task.unit)
     return {
         "silencing": measure.silencing(network, x, y, task.unit, recipe.seed),

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from . import arms
 from .errors import StudyError
+from .plan import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+
+
 class Tuner:
     """Proposes the settings of one arm.
 
@@ -51,20 +55,23 @@ class Tuner:
     ) -> None:
         self.path, self.arm, self.request, self.built_in = path, arm, request, built_in
         self.trial: optuna.Trial | None = None
-        self.random_trials = max(1, plan.trials // 2)
+        self.spread_trials = (plan.trials + 1) // 2
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _storage_errors(path):
             self.study = optuna.create_study(
                 study_name=arm, storage=f"sqlite:///{path}", load_if_exists=True
             )
-            for trial in self.study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
+            for trial in self.study.get_trials(
+                states=(TrialState.RUNNING, TrialState.WAITING), deepcopy=False
+            ):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def settings(self, number: int) -> dict[str, float]:
         """Return the settings of a trial, whether it has finished before or is proposed now.
 
-        The first half is drawn at random from seeds that all arms share; the rest learns from the
-        finished trials (TPE, Bergstra et al. 2011).
+        In the first half the learning rates are spread evenly, the same for all arms, and the
+        strengths are drawn at random; the second half learns from the finished trials (TPE,
+        Bergstra et al. 2011).
         """
         with _storage_errors(self.path), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -72,12 +79,15 @@ class Tuner:
             if number < len(finished):
                 return dict(finished[number].params)
             self.study.sampler = optuna.samplers.TPESampler(
-                seed=self.request.seed * 1000 + number, n_startup_trials=self.random_trials
+                seed=seed_of(self.request.seed, self.arm, number),
+                n_startup_trials=self.spread_trials,
             )
+            optimizer = self.request.optimizer
+            if number < self.spread_trials:
+                rate = arms.learning_rate(optimizer, number)
+                self.study.enqueue_trial({"learning_rate": rate})
             self.trial = self.study.ask()
-            arms.suggest(
-                self.trial, self.arm, optimizer=self.request.optimizer, built_in=self.built_in
-            )
+            arms.suggest(self.trial, self.arm, optimizer=optimizer, built_in=self.built_in)
         return dict(self.trial.params)
 
     def tell(self, error: float, loss: float, epochs: int) -> None:

@@ -98,12 +98,8 @@ def read_npz(path: Path, wanted: tuple[str, ...]) -> list[npt.NDArray[Any]]:
                 if name not in archive.files:
                     rule = f"hold the array{'s' * (len(wanted) > 1)} {' and '.join(wanted)}"
                     raise fault(repr(str(path)), rule, listed(archive.files) or "none")
-            return [_native(archive[name]) for name in wanted]
+            return [archive[name] for name in wanted]
     except DataError:
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise fault(repr(str(path)), "hold plain arrays", reason(error)) from error
-
-
-def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -10,20 +10,19 @@ import numpy.typing as npt
 from sitout.data._fault import counted, fault
 
 Doubles = npt.NDArray[np.float64]
-_ROUNDING = 1e-12
 
 
 def center_and_spread(values: npt.NDArray[Any]) -> tuple[Doubles, Doubles]:
     """Return mean and standard deviation over axis 0; the spread of a constant is 1.
 
-    The values are divided by their largest magnitude first, so that no square overflows; a spread
-    below 1e-12 of that magnitude is rounding and counts as none.
+    The values are divided by their largest magnitude first, so that no square overflows and a
+    constant is exactly one.
     """
     values = values.astype(np.float64)
     top = np.abs(values).max(axis=0)
     unit = values / np.where(top > 0, top, 1.0)
     spread = unit.std(axis=0) * top
-    return unit.mean(axis=0) * top, np.where(spread > _ROUNDING * top, spread, 1.0)
+    return unit.mean(axis=0) * top, np.where(spread > 0, spread, 1.0)
 
 
 def standardised(

@@ -86,9 +86,9 @@ class Splits:
         """Whether every repeat tests on the same, published rows."""
         return self.test_rows is not None
 
-    def tuning(self) -> Split:
-        """Return the split to tune on: training and validation rows, no test rows."""
-        train, _ = self._drawn((_TUNING,))
+    def tuning(self, r: int = 0) -> Split:
+        """Return draw ``r`` of a split to tune on: training and validation rows, no test rows."""
+        train, _ = self._drawn((_TUNING, _natural(r, "`r` of tuning")))
         return Split(train, self.validation, train[:0])
 
     def repeat(self, r: int) -> Split:
@@ -110,7 +110,8 @@ def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> S
     """Plan the training, validation and test rows of a study.
 
     Validation rows are drawn once per study: 20 % of the rows that are not published test rows, at
-    most 10,000. No split trains or tests on them, so what is tuned on them cannot leak into a test.
+    most 10,000 and at most ``train_size``. No split trains or tests on them, so what is tuned on
+    them cannot leak into a test.
 
     Every repeat draws its own training and test rows from the others:
 
@@ -134,14 +135,15 @@ def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> S
     >>> from sitout.data import load, make_splits
     >>> splits = make_splits(load("digits"), seed=7, train_size=200)
     >>> len(splits.validation), len(splits.repeat(0).train), len(splits.repeat(0).test)
-    (359, 200, 1238)
+    (200, 200, 1397)
     """
     seed = _natural(seed, "`seed` of make_splits")
     strata = np.zeros(data.n_rows, np.int64) if data.task == "regression" else data.target
     rows = np.arange(data.n_rows, dtype=np.int64)
     pool = rows if data.test_rows is None else np.setdiff1d(rows, data.test_rows)
     _check_rows(data, pool)
-    n_validation = min(round(VALIDATION * len(pool)), MOST_ROWS)
+    most = train_size if isinstance(train_size, int) and train_size > 0 else MOST_ROWS
+    n_validation = min(round(VALIDATION * len(pool)), MOST_ROWS, most)
     root = np.random.SeedSequence((seed, _VALIDATION))
     validation, others = draw(pool, strata, n_validation, root)
     n_test = round(TEST * data.n_rows) if data.test_rows is None else 0
