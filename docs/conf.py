@@ -50,20 +50,14 @@ nitpick_ignore_regex = [
 
 
 def setup(app):
-    """Connect the three repairs below."""
+    """Connect the two repairs below."""
     app.connect("source-read", end_blocks)
-    app.connect("autodoc-process-docstring", quote_shapes)
     app.connect("autodoc-process-signature", shorten_arrays)
 
 
 def end_blocks(app, name, source):
     """Drop the blank line that ends the output of a doctest before the closing fence."""
     source[0] = re.sub(r"\n\n( *```\n)", r"\n\1", source[0])
-
-
-def quote_shapes(app, what, name, obj, options, lines):
-    """Show shapes such as [n, *shape] literally where a docstring has them without backticks."""
-    lines[:] = [re.sub(r"(?<!`)(\[\w+, \*\w+\])", r"``\1``", line) for line in lines]
 
 
 def shorten_arrays(app, what, name, obj, options, signature, returns):

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 SPEC_VERSION = 1
-"""The version of the mask specification: a change of any bit is a new version."""
+"""The version of the mask specification; a change of any bit is a new version."""
 
 _NARROW, _WIDE, _SUBSET, _NORMAL, _COUNT, _TICKET = 0, 1, 2, 3, 4, 15
 _LO32 = 0xFFFFFFFF
@@ -438,8 +438,9 @@ def kept_samples(
         device: where the result is made.
 
     Returns:
-        int64 ``[c]``, ascending, c = ceil(n (1 - p)); and float64 ``[c]``: 1 / (1 - p), or 0 for
-        the one sample that stands in for a fraction and lost its draw.
+        The samples, int64 ``[c]``, ascending, c = ceil(n (1 - p)); and their weights, float64
+        ``[c]``, which are 1 / (1 - p), or 0 for the one sample that stands in for a fraction and
+        lost its draw.
 
     Raises:
         ValueError: ``p`` is not in [0, 1] or ``n`` is negative.

@@ -27,16 +27,17 @@ def learning(study: Study, measure: Literal["error", "loss"]) -> go.Figure:
     factor, unit = (100.0, " %") if per_cent else (1.0, "")
     traces, shown = [], []
     for arm in study.arms:
-        for rows, dash in (("train", "dash"), ("validation", "solid")):
+        for rows, solid in (("train", False), ("validation", True)):
             curve = arm.learning[f"{rows}_{measure}"]
             shown.append(curve)
-            label = f"{text(arm.name)}, {'training' if rows == 'train' else rows}"
-            traces += _traces(arm, curve, factor, unit, label=label, dash=dash)
+            label = f"{text(arm.name)}, {'validation' if solid else 'training'}"
+            traces += _traces(arm, curve, factor, unit, label=label, solid=solid)
     name = f"error, {text(study.unit)}" if unit == "" and measure == "error" else measure
+    longest = max(len(curve.x) for curve in shown)
     layout = frame(
         "epochs",
-        x={"showgrid": False, "rangemode": "tozero"},
-        y={"ticksuffix": unit, "nticks": 6, "range": [0, factor * _ceiling(shown)]},
+        x={"showgrid": False, "rangemode": "tozero", "dtick": 1 if longest <= 10 else None},
+        y={"ticksuffix": unit, "nticks": 6, "range": [0, factor * _ceiling(shown, longest // 5)]},
         annotations=[caption(name)],
         hovermode="x unified",
     )
@@ -69,7 +70,7 @@ def _traces(
     unit: str,
     *,
     label: str,
-    dash: str = "solid",
+    solid: bool = True,
     across: float = 1.0,
 ) -> list[go.Scatter]:
     """Return the band, the line, and a ring on the last point that all repeats reached."""
@@ -94,8 +95,12 @@ def _traces(
             x=x,
             y=mean,
             mode="lines" if len(x) > 1 else "markers",
-            line={"color": ink, "width": 2.5 if dash == "solid" else 1.75, "dash": dash},
-            marker={"color": ink, "size": 9},
+            line={
+                "color": ink,
+                "width": 2.5 if solid else 1.75,
+                "dash": "solid" if solid else "dash",
+            },
+            marker={"color": ink, "size": 9, "symbol": "circle" if solid else "circle-open"},
             name=label,
             customdata=fewer,
             hovertemplate=value + "%{customdata}",
@@ -110,7 +115,6 @@ def _traces(
     return traces
 
 
-def _ceiling(curves: list[Curve]) -> float:
-    """Return the upper end of the vertical axis: the first fifth of the epochs may leave it."""
-    first = max(len(curve.x) for curve in curves) // 5
+def _ceiling(curves: list[Curve], first: int) -> float:
+    """Return the upper end of the vertical axis: what lies before epoch ``first`` may leave it."""
     return 1.05 * max(max(curve.high[first:] or curve.high[-1:]) for curve in curves) or 1.0

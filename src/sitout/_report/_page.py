@@ -16,7 +16,6 @@ from ._style import colour
 with needs("study", "the report of sitout.study"):
     import plotly.graph_objects as go
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def html(study: Study) -> str:
         colour=colour,
         charts=charts,
         figures=_script(charts),
-        plotly=Markup(get_plotlyjs()),
+        plotly=get_plotlyjs(),
         counts=_counts(study),
         at_first=_at_first(study),
     )
@@ -66,22 +65,23 @@ def _charts(study: Study) -> dict[str, dict[str, go.Figure]]:
     return {name: figures for name, figures in charts.items() if figures["error"] is not None}
 
 
-def _script(charts: dict[str, dict[str, go.Figure]]) -> Markup:
+def _script(charts: dict[str, dict[str, go.Figure]]) -> str:
     """Return the figures as JSON that cannot close the script element it stands in."""
     plain = {
         n: {m: f.to_plotly_json() for m, f in figures.items()} for n, figures in charts.items()
     }
-    return Markup(json.dumps(plain, allow_nan=False).replace("<", "\\u003c"))
+    return json.dumps(plain, allow_nan=False).replace("<", "\\u003c")
 
 
 def _counts(study: Study) -> dict[str, Any]:
-    """Return how many repeats, trials per arm (fewest, most) and training runs there were."""
+    """Return how many repeats, trials per arm and runs there were, and if any stopped early."""
     trials = [len(arm.trials) for arm in study.arms]
     repeats = len(study.arms[0].test_error.values)
     return {
         "repeats": repeats,
         "trials": (min(trials), max(trials)),
         "runs": sum(trials) + repeats * len(study.arms),
+        "early": any(len(set(c.repeats)) > 1 for arm in study.arms for c in arm.learning.values()),
     }
 
 

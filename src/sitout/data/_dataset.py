@@ -35,10 +35,11 @@ class DataSet:
         fingerprint: sha256 over features, column names, target and labels, in hexadecimal; the
             same content has the same value in every process and on every machine.
 
-    >>> from sitout.data import load
-    >>> wine = load("wine")
-    >>> wine.n_rows, wine.classes, wine.features.shape
-    (178, ('class_0', 'class_1', 'class_2'), (178, 13))
+    Example:
+        >>> from sitout.data import load
+        >>> wine = load("wine")
+        >>> wine.n_rows, wine.classes, wine.features.shape
+        (178, ('class_0', 'class_1', 'class_2'), (178, 13))
     """
 
     name: str

@@ -38,8 +38,9 @@ def shares(counts: Rows, k: int) -> Rows:
 
     Every class gets at least one if ``k`` suffices; ties go to the lower code.
 
-    >>> shares(np.array([80, 15, 5]), 10)
-    array([8, 1, 1])
+    Example:
+        >>> shares(np.array([80, 15, 5]), 10)
+        array([8, 1, 1])
     """
     quota = k * counts / max(counts.sum(), 1)
     least = min(1, k // max(len(counts), 1))

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 class DataError(ValueError):
     """Data that cannot be used: one line that says who, the rule, what was given and the way out.
 
-    >>> from sitout.data import DataError, load
-    >>> try:
-    ...     load("digit")
-    ... except DataError as error:
-    ...     print(error)
-    Source of load must be one of breast_cancer, ... Got 'digit'. Did you mean 'digits'?
+    Example:
+        >>> from sitout.data import DataError, load
+        >>> try:
+        ...     load("digit")
+        ... except DataError as error:
+        ...     print(error)
+        Source of load must be one of breast_cancer, ... Got 'digit'. Did you mean 'digits'?
     """
 
 

@@ -90,14 +90,14 @@ class Grid:
 
     @classmethod
     def fit(cls, array: npt.NDArray[Any], scale: float | None) -> Self:
-        """Fit on the training rows [n, *shape]."""
+        """Fit on the training rows ``[n, *shape]``."""
         shape = tuple(array.shape[1:])
         if scale is not None:
             return cls(shape, np.zeros(1), np.full(1, scale))
         return cls(shape, *center_and_spread(array.reshape(len(array), -1)))
 
     def transform(self, features: object) -> Floats:
-        """Return float32 [n, *shape]."""
+        """Return float32 ``[n, *shape]``."""
         if not _is_grid(features, self.shape):
             rule = f"be an array of numbers in rows of shape {list(self.shape)}"
             raise fault("Features", rule, _look(features))

@@ -49,10 +49,11 @@ def load(
     Raises:
         DataError: the data cannot be read or used; one line says why, and the way out.
 
-    >>> from sitout.data import load
-    >>> digits = load("digits")
-    >>> digits.task, digits.features.shape, digits.scale
-    ('classification', (1797, 64), 16.0)
+    Example:
+        >>> from sitout.data import load
+        >>> digits = load("digits")
+        >>> digits.task, digits.features.shape, digits.scale
+        ('classification', (1797, 64), 16.0)
     """
     if task is not None:
         _check_task(task)

@@ -35,14 +35,15 @@ class Preprocess:
         target_mean: in the unit of the target; 0 for classes.
         target_sd: likewise; 1 for classes.
 
-    >>> import numpy as np
-    >>> from sitout.data import Preprocess, load
-    >>> diabetes = load("diabetes")
-    >>> preprocess = Preprocess.fit(diabetes, np.arange(300))
-    >>> x = preprocess.transform(diabetes.features)
-    >>> y = preprocess.target(diabetes.target)
-    >>> x.shape, preprocess.untarget(y)[:3].round()
-    (torch.Size([442, 10]), array([151.,  75., 141.]))
+    Example:
+        >>> import numpy as np
+        >>> from sitout.data import Preprocess, load
+        >>> diabetes = load("diabetes")
+        >>> preprocess = Preprocess.fit(diabetes, np.arange(300))
+        >>> x = preprocess.transform(diabetes.features)
+        >>> y = preprocess.target(diabetes.target)
+        >>> x.shape, preprocess.untarget(y)[:3].round()
+        (torch.Size([442, 10]), array([151.,  75., 141.]))
     """
 
     features: Table | Grid
@@ -81,11 +82,11 @@ class Preprocess:
         return self.features.shape
 
     def transform(self, features: Features) -> torch.Tensor:
-        """Return features as float32 [n, *shape].
+        """Return features as float32 ``[n, *shape]``.
 
         Args:
             features: a table with the columns of the fitted one in any order and maybe others, or
-                an array [n, *shape] where an array was fitted.
+                an array ``[n, *shape]`` where an array was fitted.
 
         Raises:
             DataError: a column is missing, holds text in the place of numbers, or a value is

@@ -31,23 +31,24 @@ def read_rows(path: str | Path, like: Preprocess) -> Features:
             table needs exactly one numeric column per feature, in their order.
 
     Returns:
-        A table [n, ...] or an array [n, *shape], for ``like.transform``.
+        A table [n, ...] or an array ``[n, *shape]``, for ``like.transform``.
 
     Raises:
         DataError: the file cannot be read or does not fit.
 
-    >>> import numpy as np
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> from sitout.data import Preprocess, load, read_rows
-    >>> wine = load("wine")
-    >>> preprocess = Preprocess.fit(wine, np.arange(100))
-    >>> with TemporaryDirectory() as folder:
-    ...     path = Path(folder, "new.csv")
-    ...     wine.features.head(3).to_csv(path, index=False)
-    ...     rows = read_rows(path, preprocess)
-    >>> preprocess.transform(rows).shape
-    torch.Size([3, 13])
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sitout.data import Preprocess, load, read_rows
+        >>> wine = load("wine")
+        >>> preprocess = Preprocess.fit(wine, np.arange(100))
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "new.csv")
+        ...     wine.features.head(3).to_csv(path, index=False)
+        ...     rows = read_rows(path, preprocess)
+        >>> preprocess.transform(rows).shape
+        torch.Size([3, 13])
     """
     path = Path(path)
     check_file(path)

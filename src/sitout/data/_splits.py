@@ -33,10 +33,11 @@ class Split:
         validation: likewise; the same in every split of a study.
         test: likewise; empty for tuning.
 
-    >>> from sitout.data import load, make_splits
-    >>> split = make_splits(load("wine"), seed=0).repeat(0)
-    >>> len(split.train), len(split.validation), len(split.test)
-    (98, 36, 44)
+    Example:
+        >>> from sitout.data import load, make_splits
+        >>> split = make_splits(load("wine"), seed=0).repeat(0)
+        >>> len(split.train), len(split.validation), len(split.test)
+        (98, 36, 44)
     """
 
     train: Rows
@@ -66,10 +67,11 @@ class Splits:
         n_test: test rows drawn by every repeat (0 with published test rows).
         spare_joins: whether rows that are neither trained nor tested on join the test.
 
-    >>> from sitout.data import load, make_splits
-    >>> splits = make_splits(load("wine"), seed=0)
-    >>> splits.fixed_test, splits.repeat(0).hash == splits.repeat(1).hash
-    (False, False)
+    Example:
+        >>> from sitout.data import load, make_splits
+        >>> splits = make_splits(load("wine"), seed=0)
+        >>> splits.fixed_test, splits.repeat(0).hash == splits.repeat(1).hash
+        (False, False)
     """
 
     seed: int
@@ -132,10 +134,11 @@ def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> S
     Raises:
         DataError: the data or ``train_size`` break one of these rules.
 
-    >>> from sitout.data import load, make_splits
-    >>> splits = make_splits(load("digits"), seed=7, train_size=200)
-    >>> len(splits.validation), len(splits.repeat(0).train), len(splits.repeat(0).test)
-    (200, 200, 1397)
+    Example:
+        >>> from sitout.data import load, make_splits
+        >>> splits = make_splits(load("digits"), seed=7, train_size=200)
+        >>> len(splits.validation), len(splits.repeat(0).train), len(splits.repeat(0).test)
+        (200, 200, 1397)
     """
     seed = _natural(seed, "`seed` of make_splits")
     strata = np.zeros(data.n_rows, np.int64) if data.task == "regression" else data.target
