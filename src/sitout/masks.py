@@ -106,6 +106,8 @@ def _philox(
 def _words(key: MaskKey, kind: int, rows: Tensor, blocks: Tensor) -> tuple[Tensor, ...]:
     """Return the four words of every block, each ``[len(rows), n]``.
 
+    A field in a tensor that is wider than its place in the address counts modulo its width.
+
     Args:
         key: the address of the mask.
         kind: what the words are for.
@@ -121,9 +123,13 @@ def _words(key: MaskKey, kind: int, rows: Tensor, blocks: Tensor) -> tuple[Tenso
                     _checks.message("`step` of MaskKey", f"one a row, [{len(rows)}]", len(step))
                 )
             step = step[:, None]
-    k0, k1 = key.seed & _LO32, (key.seed >> 32 & _LO32) ^ key.call
     words: tuple[Any, ...] = _philox(
-        blocks[None, :], rows[:, None], step, key.site | kind << 28, k0, k1
+        blocks[None, :] & _LO32,
+        rows[:, None] & _LO32,
+        step & _LO32,
+        key.site & 0xFFFFFFF | kind << 28,
+        key.seed & _LO32,
+        (key.seed >> 32 ^ key.call) & _LO32,
     )
     return words
 

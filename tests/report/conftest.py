@@ -20,11 +20,16 @@ from sitout._study.results import (
 # name: train error, test error, strengths, epochs
 ARMS = {
     "none": (0.0002, 0.1184, {}, 60),
-    "dropout": (0.0121, 0.1046, {"p": 0.5}, 60),
+    "dropout": (0.0121, 0.1046, {"hidden_rate": 0.5, "input_rate": 0.1}, 60),
     "l2": (0.0043, 0.1131, {"weight_decay": 0.001}, 60),
     "max-norm": (0.0007, 0.1189, {"max_norm": 3.0}, 60),
-    "early-stopping": (0.0098, 0.1167, {}, 60),
-    "dropout+max-norm": (0.0135, 0.1031, {"p": 0.5, "max_norm": 3.0}, 60),
+    "early-stopping": (0.0098, 0.1167, {"patience": 4.0}, 60),
+    "dropout+max-norm": (
+        0.0135,
+        0.1031,
+        {"hidden_rate": 0.5, "input_rate": 0.1, "max_norm": 3.0},
+        60,
+    ),
 }
 
 
@@ -131,29 +136,19 @@ def build(names=tuple(ARMS), *, repeats=8, epochs=None, seed=1):
             for a in arms
         ]
     dropout = next((a.versus_none for a in arms if a.name == "dropout"), None)
-    verdict = "Nothing was compared: the only arm is none."
+    verdict = "No verdict on dropout: it needs the arms none and dropout."
     if dropout:
         verdict = (
-            f"Dropout {dropout.outcome} here: it changes the test error by "
-            f"{100 * dropout.mean:+.2f} points, with a 95 % interval "
-            f"from {100 * dropout.low:.2f} to {100 * dropout.high:.2f}."
+            f"Dropout {dropout.outcome} here: test error 10.37 % with it, 11.74 % without, "
+            f"{-100 * dropout.mean:.2f} points lower [{-100 * dropout.high:.2f}, "
+            f"{-100 * dropout.low:.2f}] (95 % interval over 8 repeats; Holm-adjusted p = 0.0012; "
+            "lower in 8 of 8)."
         )
     data = DataSummary(
         name="Fashion-MNIST (1,000 training rows)",
         task="classification",
         target="article",
-        classes=[
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ],
+        classes=[f"label {i}" for i in range(10)],
         features=784,
         train_rows=1000,
         validation_rows=1000,
@@ -165,16 +160,12 @@ def build(names=tuple(ARMS), *, repeats=8, epochs=None, seed=1):
     )
     return Study(
         verdict=verdict,
-        verdict_best_other=(
-            "Against the best of the others, l2, the test error differs by -0.85 points, "
-            "with a 95 % interval from -1.05 to -0.65."
-            if dropout
-            else ""
-        ),
+        verdict_best_other="Dropout does better than l2, the other arm of lowest validation "
+        "error: test error 0.85 points lower [0.65, 1.05] (p = 0.0004).",
         outcome=dropout.outcome if dropout else "",
         unit="points",
         data=data,
-        network="A network of 784 inputs, two hidden layers of 512 units, 10 outputs, and Adam.",
+        network="mlp:512x2, adam, batches of 128, at most 60 epochs",
         arms=arms,
         best="dropout+max-norm" if "dropout+max-norm" in names else names[0],
         plan={
@@ -199,12 +190,18 @@ def build(names=tuple(ARMS), *, repeats=8, epochs=None, seed=1):
     )
 
 
-def regression(names=("none", "dropout", "l2"), *, unit="strength (MPa)"):
+def regression(names=("none", "dropout", "l2"), *, unit="units of strength"):
     """Return a study of regression in which dropout brings nothing."""
     found = build(names)
     arms = [replace(a, versus_none=a.versus_none and faint(a.versus_none)) for a in found.arms]
-    data = replace(found.data, name="concrete.csv", task="regression", target=unit, classes=[])
-    verdict = f"No detectable benefit: dropout changes the test error by -0.0001 {unit}."
+    data = replace(
+        found.data, name="concrete.csv", task="regression", target="strength", classes=[]
+    )
+    verdict = (
+        "No detectable benefit of dropout here: test error 0.1036 with it, 0.1174 without, 0.0001 "
+        f"{unit} lower [-0.00164, 0.00184] (95 % interval over 8 repeats; Holm-adjusted p = 1; "
+        f"lower in 4 of 8); smallest effect that this study could see: 0.0052 {unit}."
+    )
     outcome = "no detectable benefit"
     return replace(found, arms=arms, data=data, verdict=verdict, outcome=outcome, unit=unit)
 

@@ -24,61 +24,70 @@ def learning(study: Study, measure: Literal["error", "loss"]) -> go.Figure:
         measure: what is drawn; errors in per cent or the target's unit, losses as they are.
     """
     per_cent = measure == "error" and Numbers.of(study).per_cent
-    factor, unit = (100.0, " %") if per_cent else (1.0, "")
+    factor, value, suffix = _written(per_cent)
     traces, shown = [], []
     for arm in study.arms:
-        for rows, solid in (("train", False), ("validation", True)):
+        for rows, words, solid in (
+            ("train", "training", False),
+            ("validation", "validation", True),
+        ):
             curve = arm.learning[f"{rows}_{measure}"]
             shown.append(curve)
-            label = f"{text(arm.name)}, {'validation' if solid else 'training'}"
-            traces += _traces(arm, curve, factor, unit, label=label, solid=solid)
-    name = f"error, {text(study.unit)}" if unit == "" and measure == "error" else measure
-    longest = max(len(curve.x) for curve in shown)
+            hover = f"{words} rows, epoch %{{x}}: {value}"
+            traces += _traces(arm, curve, factor, hover, solid=solid)
+    longest = max(curve.x[-1] for curve in shown)
+    top = factor * _ceiling(shown, longest / 5)
+    plain = measure == "loss" or per_cent
     layout = frame(
         "epochs",
         x={"showgrid": False, "rangemode": "tozero", "dtick": 1 if longest <= 10 else None},
-        y={"ticksuffix": unit, "nticks": 6, "range": [0, factor * _ceiling(shown, longest // 5)]},
-        annotations=[caption(name)],
-        hovermode="x unified",
+        y={"ticksuffix": suffix, "nticks": 6, "range": [0, top]},
+        annotations=[caption(measure if plain else f"error, {text(study.unit)}")],
+        hoverdistance=40,
     )
     return go.Figure(traces, layout)
 
 
 def silencing(study: Study) -> go.Figure | None:
     """Return validation error by the share of silenced units, or None without hidden units."""
-    factor, unit = (100.0, " %") if Numbers.of(study).per_cent else (1.0, "")
+    per_cent = Numbers.of(study).per_cent
+    factor, value, suffix = _written(per_cent)
     traces = []
     for arm in study.arms:
         if arm.silencing:
-            traces += _traces(arm, arm.silencing, factor, unit, label=text(arm.name), across=100)
+            hover = f"%{{x}} silenced: {value}"
+            traces += _traces(arm, arm.silencing, factor, hover, across=100.0)
     if not traces:
         return None
     layout = frame(
         "hidden units silenced",
-        x={"ticksuffix": " %", "showgrid": False, "nticks": 6},
-        y={"ticksuffix": unit, "nticks": 6, "rangemode": "tozero"},
-        annotations=[caption("validation error" + ("" if unit else f", {text(study.unit)}"))],
-        hovermode="x unified",
+        x={"ticksuffix": " %", "hoverformat": ".0f", "showgrid": False, "nticks": 6},
+        y={"ticksuffix": suffix, "nticks": 6, "rangemode": "tozero"},
+        annotations=[caption("validation error" + ("" if per_cent else f", {text(study.unit)}"))],
+        hoverdistance=40,
     )
     return go.Figure(traces, layout)
+
+
+def _written(per_cent: bool) -> tuple[float, str, str]:
+    """Return the factor on what is drawn, plotly's format of a value, and its suffix."""
+    return (100.0, "%{y:.2f} %", " %") if per_cent else (1.0, "%{y:.3~g}", "")
 
 
 def _traces(
     arm: Arm,
     curve: Curve,
     factor: float,
-    unit: str,
+    hover: str,
     *,
-    label: str,
     solid: bool = True,
     across: float = 1.0,
 ) -> list[go.Scatter]:
     """Return the band, the line, and a ring on the last point that all repeats reached."""
     x = [across * value for value in curve.x]
     low, mean, high = ([factor * v for v in vs] for vs in (curve.low, curve.mean, curve.high))
-    value = f"%{{y:{'.2f' if unit else '.3~g'}}}{unit}"
-    all_of_them = max(curve.repeats)
-    fewer = ["" if n == all_of_them else f" ({n} repeats)" for n in curve.repeats]
+    everyone = max(curve.repeats)
+    fewer = ["" if n == everyone else f" ({n} repeats)" for n in curve.repeats]
     ink, meta = colour(arm.name), {"arm": arm.name}
     traces = [
         go.Scatter(
@@ -95,19 +104,16 @@ def _traces(
             x=x,
             y=mean,
             mode="lines" if len(x) > 1 else "markers",
-            line={
-                "color": ink,
-                "width": 2.5 if solid else 1.75,
-                "dash": "solid" if solid else "dash",
-            },
+            line={"color": ink, "width": 2.5, "dash": "solid"}
+            if solid
+            else {"color": ink, "width": 1.75, "dash": "dash"},
             marker={"color": ink, "size": 9, "symbol": "circle" if solid else "circle-open"},
-            name=label,
             customdata=fewer,
-            hovertemplate=value + "%{customdata}",
+            hovertemplate=f"{text(arm.name)}, {hover}%{{customdata}}<extra></extra>",
             meta=meta,
         ),
     ]
-    last = curve.repeats.count(all_of_them) - 1
+    last = curve.repeats.count(everyone) - 1
     if any(fewer):
         ring = {"color": ink, "size": 9, "symbol": "circle-open", "line": {"width": 2}}
         at = {"x": [x[last]], "y": [mean[last]], "mode": "markers", "marker": ring}
@@ -115,6 +121,7 @@ def _traces(
     return traces
 
 
-def _ceiling(curves: list[Curve], first: int) -> float:
+def _ceiling(curves: list[Curve], first: float) -> float:
     """Return the upper end of the vertical axis: what lies before epoch ``first`` may leave it."""
-    return 1.05 * max(max(curve.high[first:] or curve.high[-1:]) for curve in curves) or 1.0
+    seen = [high for c in curves for epoch, high in zip(c.x, c.high, strict=True) if epoch >= first]
+    return 1.05 * max(seen) or 1.0

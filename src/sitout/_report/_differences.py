@@ -39,7 +39,6 @@ def differences(study: Study) -> go.Figure | None:
         y={"visible": False, "range": [0.5 - len(rows), 0.5]},
         annotations=notes,
         shapes=[_rule(0.5 - row) for row in range(1, len(rows))],
-        hovermode="closest",
         margin={"l": 0, "r": 0, "t": 34, "b": 0},
         height=_ROW * len(rows) + 90,
     )

@@ -12,11 +12,13 @@ MINUS = "\N{MINUS SIGN}"  # what stands on the page; terminals get a hyphen
 
 _SETTINGS = {
     "learning_rate": "learning rate {}",
-    "epochs": "{} epochs",
-    "p": "drop rate {}",
-    "input_p": "drop rate of inputs {}",
+    "epochs": "epochs {}",
+    "hidden_rate": "drop rate {}",
+    "input_rate": "drop rate of inputs {}",
+    "rate_scale": "drop rates times {}",
     "weight_decay": "weight decay {}",
     "max_norm": "largest weight norm {}",
+    "patience": "patience {}",
 }
 
 
@@ -79,14 +81,14 @@ class Numbers:
 
 
 def significant(value: float) -> str:
-    """Return ``value`` with three significant digits, or as a whole number from 1000 on.
+    """Return ``value`` with three significant digits, or as a whole number from 100 on.
 
     >>> [significant(x) for x in (0.0, 0.012345, 9.999, 1234.5)]
     ['0', '0.0123', '10.0', '1234']
     """
     if value == 0:
         return "0"
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}"
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def p_value(p: float) -> str:
@@ -104,11 +106,11 @@ def seconds(value: float) -> str:
     >>> [seconds(x) for x in (0.0312, 4.25, 75.0, 7500.0)]
     ['31 ms', '4.2 s', '1 min 15 s', '2 h 5 min']
     """
-    if value < 1:
+    if value < 0.9995:
         return f"{1000 * value:.0f} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
-    unit, small, large = (1, "s", "min") if value < 3600 else (60, "min", "h")
+    unit, small, large = (1, "s", "min") if value < 3599.5 else (60, "min", "h")
     whole, rest = divmod(round(value / unit), 60)
     return f"{whole} {large} {rest} {small}"
 
@@ -116,11 +118,11 @@ def seconds(value: float) -> str:
 def settings(values: dict[str, float]) -> list[str]:
     """Return tuned settings in words, one string a setting.
 
-    >>> settings({"learning_rate": 0.001, "epochs": 40, "p": 0.5})
-    ['learning rate 0.001', '40 epochs', 'drop rate 0.5']
+    >>> settings({"learning_rate": 0.001, "epochs": 40, "hidden_rate": 0.5})
+    ['learning rate 0.001', 'epochs 40', 'drop rate 0.5']
     """
     return [
-        _SETTINGS.get(name, name.replace("_", " ") + " {}").format(f"{value:.4g}")
+        _SETTINGS.get(name, name.replace("_", " ") + " {}").format(f"{value:.3g}")
         for name, value in values.items()
     ]
 

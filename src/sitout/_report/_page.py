@@ -74,13 +74,13 @@ def _script(charts: dict[str, dict[str, go.Figure]]) -> str:
 
 
 def _counts(study: Study) -> dict[str, Any]:
-    """Return how many repeats, trials per arm and runs there were, and if any stopped early."""
+    """Return how many repeats and trials there were, and if any stopped early."""
     trials = [len(arm.trials) for arm in study.arms]
     repeats = len(study.arms[0].test_error.values)
     return {
         "repeats": repeats,
         "trials": (min(trials), max(trials)),
-        "runs": sum(trials) + repeats * len(study.arms),
+        "tried": sum(trials),
         "early": any(len(set(c.repeats)) > 1 for arm in study.arms for c in arm.learning.values()),
     }
 

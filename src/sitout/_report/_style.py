@@ -64,9 +64,10 @@ def frame(title: str, *, x: dict[str, Any], y: dict[str, Any], **more: Any) -> d
             "title": {"text": title, "font": {"size": 13}, "standoff": 14},
             **x,
         },
-        "yaxis": {**axis, "showspikes": False, **y},
+        "yaxis": {**axis, **y},
         "showlegend": False,
         "dragmode": False,
+        "hovermode": "closest",
         "autosize": True,
         **more,
     }

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from .. import __version__, _checks, _report, masks
+from .. import _checks, _report, masks
+from .._version import __version__
 from ..data import DataError, Preprocess, load, make_splits
 from . import networks, store
 from . import plan as plans
@@ -198,9 +199,10 @@ def _announcement(ground: Ground, jobs: int) -> str:
     trained = len(request.arms) * (plan.trials * plans.TUNING_DRAWS + request.repeats)
     return (
         f"{request.data}: {len(split.train)} training, {len(split.validation)} validation and "
-        f"{len(split.test)} test rows. {len(request.arms)} arms x ({plan.trials} trials of "
+        f"{len(split.test)} test rows.\n{len(request.arms)} arms x ({plan.trials} trials of "
         f"{plans.TUNING_DRAWS} + {request.repeats} repeats) = {trained} networks "
-        f"({request.network}, at most {plan.epochs[-1]} epochs), {jobs} at a time, into {ground.folder}/"
+        f"({request.network}, at most {plan.epochs[-1]} epochs), {jobs} at a time,\n"
+        f"into {ground.folder}/"
     )
 
 

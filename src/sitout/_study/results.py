@@ -204,6 +204,15 @@ class Study:
         versions: of sitout, the mask specification, Python and the packages that matter.
         seconds: time spent training, summed over all runs.
         out: folder of the report, the runs and the trained network.
+
+    Example:
+        >>> import json
+        >>> from tempfile import mkdtemp
+        >>> found = sitout.study(
+        ...     "wine", arms=["none"], network="mlp:4x1", trials=1, epochs=1, out=mkdtemp()
+        ... )
+        >>> json.loads(found.to_json())["best"]
+        'none'
     """
 
     verdict: str

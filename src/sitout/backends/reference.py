@@ -38,7 +38,8 @@ def masked(
         >>> masked(torch.ones(4), Address(MaskKey(seed=1)), 0.5, 2.0)
         tensor([0., 2., 0., 2.])
     """
-    return _Masked.apply(x, address, p, scale, shift, dropped)
+    out: Tensor = _Masked.apply(x, address, p, scale, shift, dropped)  # type: ignore[no-untyped-call]
+    return out
 
 
 def noise(x: Tensor, address: Address, sigma: float) -> Tensor:
@@ -56,7 +57,8 @@ def noise(x: Tensor, address: Address, sigma: float) -> Tensor:
         >>> noise(torch.ones(1, 2), Address(MaskKey(seed=0)), 0.1)
         tensor([[1.0274, 0.9101]])
     """
-    return _Noise.apply(x, address, sigma)
+    out: Tensor = _Noise.apply(x, address, sigma)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -23,26 +23,10 @@ def _alpha(
     p: float,
     inplace: bool,
     owner: str,
-    *,
-    key: MaskKey | None,
-    rows: Tensor | None,
-    block: Sequence[tuple[int, int]] | None,
-    shared_dims: Sequence[int],
-    batch_dim: int,
-    generator: torch.Generator | None,
+    options: _call.Options,
 ) -> Tensor:
     rate = masks.effective_rate(p)
-    address = _call.address(
-        x,
-        owner,
-        draws=rate < 1.0,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    address = _call.address(x, owner, options, draws=rate < 1.0)
     backend = backends.select(x)
     if rate == 1.0:
         return _call.write(x, backend.masked(x, address, p, 0.0), inplace)
@@ -99,18 +83,8 @@ def alpha_dropout(
     p = _checks.rate(p, "alpha_dropout")
     if not _call.active(x, p, training):
         return x
-    return _alpha(
-        x,
-        p,
-        inplace,
-        "alpha_dropout",
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    return _alpha(x, p, inplace, "alpha_dropout", options)
 
 
 def feature_alpha_dropout(
@@ -169,15 +143,6 @@ def feature_alpha_dropout(
     if not _call.active(x, p, training):
         return x
     _call.check_channel_batch_dim(batch_dim, False, owner)
-    return _alpha(
-        x,
-        p,
-        inplace,
-        owner,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=_call.with_spatial(shared_dims, x.dim()),
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    shared = _call.with_spatial(shared_dims, x.dim())
+    options = _call.Options(key, rows, block, shared, batch_dim, generator)
+    return _alpha(x, p, inplace, owner, options)

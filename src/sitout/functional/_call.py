@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import operator
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import _checks, masks
 from ..backends import Address
@@ -19,43 +20,47 @@ def active(x: Tensor, p: float, training: bool) -> bool:
     return training and masks.effective_rate(p) > 0.0 and x.numel() > 0
 
 
-def address(
-    x: Tensor,
-    owner: str,
-    *,
-    draws: bool = True,
-    key: masks.MaskKey | None,
-    rows: Tensor | None,
-    block: Sequence[tuple[int, int]] | None,
-    shared_dims: Sequence[int],
-    batch_dim: int,
-    generator: torch.Generator | None,
-) -> Address:
+class Options(NamedTuple):
+    """The keywords that all functions share: where the mask comes from and what shares its bits."""
+
+    key: masks.MaskKey | None
+    rows: Tensor | None
+    block: Sequence[tuple[int, int]] | None
+    shared_dims: Sequence[int]
+    batch_dim: int
+    generator: torch.Generator | None
+
+
+def address(x: Tensor, owner: str, options: Options, *, draws: bool = True) -> Address:
     """Return the address of this call; in default mode it is drawn, unless nothing hangs on it.
 
     Raises:
-        TypeError: ``x`` is not of a real floating dtype.
-        ValueError: both ``key`` and ``generator`` were given.
+        TypeError: ``x`` is not of a real floating dtype, or an option has the wrong type.
+        ValueError: both a key and a generator were given, or a block is not made of pairs.
     """
     if not x.is_floating_point():
-        raise TypeError(
-            _checks.message(
-                f"The input of {owner}",
-                "of a floating dtype in training",
-                x.dtype,
-                "Convert it with x.float().",
-            )
-        )
+        way_out = "" if x.is_complex() else "Convert it with x.float()."
+        rule = "of a floating dtype in training"
+        raise TypeError(_checks.message(f"The input of {owner}", rule, x.dtype, way_out))
+    key, rows, block, shared_dims, batch_dim, generator = options
+    shared = _checks.dims(shared_dims, "shared_dims", owner)
+    cut = None if block is None else _pairs(block, owner)
+    if key is not None and not isinstance(key, masks.MaskKey):
+        raise TypeError(_checks.message(f"`key` of {owner}", "a MaskKey", key))
+    if key is not None and generator is not None:
+        what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
+        raise ValueError(_checks.message(what, rule, "both"))
     if key is None:
         key = masks.draw_key(x.device, generator) if draws else masks.MaskKey()
-    elif generator is not None:
-        raise ValueError(
-            _checks.message(
-                f"The randomness of {owner}", "given as `key` or as `generator`", "both"
-            )
-        )
-    cut = None if block is None else tuple((int(start), int(full)) for start, full in block)
-    return Address(key, tuple(shared_dims), batch_dim, rows, cut)
+    return Address(key, shared, batch_dim, rows, cut)
+
+
+def _pairs(block: Sequence[tuple[int, int]], owner: str) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((operator.index(start), operator.index(full)) for start, full in block)
+    except (TypeError, ValueError):
+        rule = "a sequence of (start, full size) pairs of ints"
+        raise ValueError(_checks.message(f"`block` of {owner}", rule, block)) from None
 
 
 def scale_of(p: float) -> float:

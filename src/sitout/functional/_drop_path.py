@@ -67,16 +67,8 @@ def drop_path(
     batch = _checks.dim(batch_dim, max(x.dim(), 1), "batch_dim")
     shared = [_checks.dim(dim, x.dim(), "shared_dims") for dim in shared_dims]
     scale = _call.scale_of(p)
-    address = _call.address(
-        wide,
-        "drop_path",
-        draws=scale > 0.0,
-        key=key,
-        rows=rows,
-        block=None,
-        shared_dims=(*shared, *(dim for dim in range(wide.dim()) if dim != batch)),
-        batch_dim=batch,
-        generator=generator,
-    )
+    shared += [dim for dim in range(wide.dim()) if dim != batch]
+    options = _call.Options(key, rows, None, shared, batch, generator)
+    address = _call.address(wide, "drop_path", options, draws=scale > 0.0)
     out = backends.select(x).masked(wide, address, p, scale if scale_by_keep else 1.0)
     return _call.write(x, out.view_as(x), inplace)

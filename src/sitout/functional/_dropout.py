@@ -68,15 +68,6 @@ def dropout(
     if not _call.active(x, p, training):
         return x
     scale = _call.scale_of(p)
-    address = _call.address(
-        x,
-        "dropout",
-        draws=scale > 0.0,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    address = _call.address(x, "dropout", options, draws=scale > 0.0)
     return _call.write(x, backends.select(x).masked(x, address, p, scale), inplace)

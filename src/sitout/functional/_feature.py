@@ -36,13 +36,7 @@ def _dropout_nd(
     training: bool,
     inplace: bool,
     n: int,
-    *,
-    key: MaskKey | None,
-    rows: Tensor | None,
-    block: Sequence[tuple[int, int]] | None,
-    shared_dims: Sequence[int],
-    batch_dim: int,
-    generator: torch.Generator | None,
+    options: _call.Options,
 ) -> Tensor:
     owner = f"dropout{n}d"
     p = _checks.rate(p, owner)
@@ -53,19 +47,11 @@ def _dropout_nd(
         return x
     unbatched = x.dim() == n + 1
     batched = x.unsqueeze(0) if unbatched else x
-    _call.check_channel_batch_dim(batch_dim, unbatched, owner)
+    _call.check_channel_batch_dim(options.batch_dim, unbatched, owner)
     scale = _call.scale_of(p)
-    address = _call.address(
-        batched,
-        owner,
-        draws=scale > 0.0,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=_call.with_spatial(shared_dims, batched.dim()),
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    shared = _call.with_spatial(options.shared_dims, batched.dim())
+    options = options._replace(shared_dims=shared)
+    address = _call.address(batched, owner, options, draws=scale > 0.0)
     out = backends.select(x).masked(batched, address, p, scale)
     return _call.write(x, out.squeeze(0) if unbatched else out, inplace)
 
@@ -112,19 +98,8 @@ def dropout1d(
     Reference:
         Tompson et al. 2015, arXiv 1411.4280 ("SpatialDropout").
     """
-    return _dropout_nd(
-        x,
-        p,
-        training,
-        inplace,
-        1,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    return _dropout_nd(x, p, training, inplace, 1, options)
 
 
 def dropout2d(
@@ -174,19 +149,8 @@ def dropout2d(
         Three dims are refused: torch reads ``[C, H, W]`` as ``[N, C, L]``, warns, and drops along
         the wrong axis.
     """
-    return _dropout_nd(
-        x,
-        p,
-        training,
-        inplace,
-        2,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    return _dropout_nd(x, p, training, inplace, 2, options)
 
 
 def dropout3d(
@@ -232,16 +196,5 @@ def dropout3d(
     Reference:
         Tompson et al. 2015, arXiv 1411.4280 ("SpatialDropout").
     """
-    return _dropout_nd(
-        x,
-        p,
-        training,
-        inplace,
-        3,
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    return _dropout_nd(x, p, training, inplace, 3, options)

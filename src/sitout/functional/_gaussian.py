@@ -60,15 +60,7 @@ def gaussian_dropout(
     p = _checks.rate(p, "gaussian_dropout", below_one=True)
     if p == 0.0 or not training or x.numel() == 0:
         return x
-    address = _call.address(
-        x,
-        "gaussian_dropout",
-        key=key,
-        rows=rows,
-        block=block,
-        shared_dims=shared_dims,
-        batch_dim=batch_dim,
-        generator=generator,
-    )
+    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
+    address = _call.address(x, "gaussian_dropout", options)
     sigma = (p / (1.0 - p)) ** 0.5
     return _call.write(x, backends.select(x).noise(x, address, sigma), inplace)
