@@ -28,7 +28,7 @@ def colour(arm: str) -> str:
 def faint(arm: str) -> str:
     """Return the colour of an arm's bands, as ``rgba(...)``."""
     red, green, blue = (int(colour(arm)[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.13)"
+    return f"rgba({red}, {green}, {blue}, 0.1)"
 
 
 def text(words: str, longest: int = 40) -> str:
