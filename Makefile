@@ -8,7 +8,7 @@ export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 .PHONY: study test lint types docs unit clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
-	$(BIN)/sitout study digits --train-size 400 --trials 8 --epochs 30 --out sitout-study-digits
+	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
 
 test: $(VENV)/.test lint types docs unit ## everything that CI runs
 

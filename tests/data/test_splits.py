@@ -30,7 +30,7 @@ def published(n):
     return np.arange(n - 200, n, dtype=np.int64)
 
 
-HASHES = ["d89582ae95939713", "221a306cf0c6f502", "aadc37cffa818148"]
+HASHES = ["cfd7e3e2e481b9cf", "994c72311dbbce70", "6d05173f246ec1e8"]
 EVERY = [
     (classes(600, 300, 100), None),
     (classes(600, 300, 100), 50),
@@ -57,18 +57,23 @@ def test_the_parts_of_a_split_are_sorted_disjoint_rows_of_the_data(data, train_s
 
 
 @pytest.mark.parametrize(("data", "train_size"), EVERY)
-def test_no_split_trains_or_tests_on_a_validation_row(data, train_size):
+def test_no_repeat_tests_on_a_row_that_tuning_validated_on(data, train_size):
     splits = make_splits(data, seed=3, train_size=train_size)
-    used = [np.concatenate([s.train, s.test]) for s in map(splits.repeat, range(20))]
-    used.append(splits.tuning().train)
-    assert not np.isin(np.concatenate(used), splits.validation).any()
-    assert all(np.array_equal(splits.repeat(r).validation, splits.validation) for r in range(20))
+    tuning, repeats = splits.tuning(), [splits.repeat(r) for r in range(20)]
+    assert np.array_equal(tuning.validation, splits.validation)
+    tested = np.concatenate([split.test for split in repeats])
+    assert not np.isin(tested, splits.validation).any()
+    assert {len(split.validation) for split in repeats} == {len(splits.validation)}
+    assert len({split.validation.tobytes() for split in repeats}) == 20
 
 
 @pytest.mark.parametrize("train_size", [None, 50, 550])
-def test_a_random_split_covers_every_row(train_size):
-    split = make_splits(classes(600, 300, 100), seed=1, train_size=train_size).repeat(4)
-    assert len(np.concatenate(parts(split))) == 1000
+def test_a_random_split_covers_every_row_but_idle_ones_of_tuning(train_size):
+    splits = make_splits(classes(600, 300, 100), seed=1, train_size=train_size)
+    split = splits.repeat(4)
+    idle = np.setdiff1d(np.arange(1000), np.concatenate(parts(split)))
+    assert np.isin(idle, splits.validation).all()
+    assert len(idle) == 0 or train_size is not None
     assert len(split.validation) == (50 if train_size == 50 else 200)
     assert len(split.train) == (train_size or 550)
 
@@ -96,13 +101,15 @@ def test_tuning_draws_its_own_training_rows_and_has_no_test_rows():
 
 
 @pytest.mark.parametrize("train_size", [None, 50])
-def test_every_part_keeps_the_shares_of_the_classes_to_within_three_rows(train_size):
+def test_every_part_keeps_the_shares_of_the_classes(train_size):
     data = classes(600, 300, 100)
     splits = make_splits(data, seed=5, train_size=train_size)
     for r in range(5):
         for rows in parts(splits.repeat(r)):
             counts = np.bincount(data.target[rows], minlength=3)
-            assert np.abs(counts - len(rows) * np.array([0.6, 0.3, 0.1])).max() <= 3
+            assert np.abs(counts - len(rows) * np.array([0.6, 0.3, 0.1])).max() <= max(
+                3, len(rows) / 100
+            )
 
 
 def test_every_part_has_every_class_even_where_each_has_5_rows():

@@ -152,14 +152,14 @@ def test_the_verdict_says_effect_interval_and_what_could_be_seen(arm, head):
     assert "points" in sentence
     assert f"over {REPEATS} repeats" in sentence
     assert ("smallest effect that this study could see" in sentence) == (arm == 0.05)
-    assert units.number(abs(difference.mean)) in sentence
+    assert f"difference {units.number(difference.mean)} points [" in sentence
 
 
 def test_a_regression_verdict_speaks_the_unit_of_the_target():
     (difference,) = compare("none", [[2.0, 2.1] * 4], [3.0, 3.2] * 4)
     units = Units("regression", "price")
     sentence = analyse.verdict(difference, measure([2.0, 2.1]), measure([3.0, 3.2]), units)
-    assert "units of price lower" in sentence
+    assert "difference -1.05 units of price [" in sentence
     assert "%" not in sentence.replace("95 %", "")
 
 

@@ -181,17 +181,13 @@ class Units:
 
     def number(self, value: float) -> str:
         """Return a difference without its unit."""
-        return f"{100 * value:.2f}" if self.task == "classification" else f"{value:.3g}"
+        shown = f"{100 * value:.2f}" if self.task == "classification" else f"{value:.3g}"
+        return "0.00" if shown == "-0.00" else shown
 
-    def lower(self, difference: Difference) -> str:
-        """Return by how much an error is lower or higher, with its interval, both positive up."""
-        sign = 1 if difference.mean > 0 else -1
-        ends = sorted((sign * difference.low, sign * difference.high))
-        how = "higher" if sign > 0 else "lower"
-        return (
-            f"{self.number(abs(difference.mean))} {self.unit} {how} "
-            f"[{self.number(ends[0])}, {self.number(ends[1])}]"
-        )
+    def difference(self, difference: Difference) -> str:
+        """Return a difference with its interval, in its unit."""
+        low, high = self.number(difference.low), self.number(difference.high)
+        return f"{self.number(difference.mean)} {self.unit} [{low}, {high}]"
 
 
 def verdict(difference: Difference, dropout: Measure, none: Measure, units: Units) -> str:
@@ -203,10 +199,10 @@ def verdict(difference: Difference, dropout: Measure, none: Measure, units: Unit
         "no detectable benefit": "No detectable benefit of dropout here",
     }[difference.outcome]
     sentence = (
-        f"{head}: test error {units.error(dropout.mean)} with it, "
-        f"{units.error(none.mean)} without, {units.lower(difference)} "
-        f"(95 % interval over {n} repeats; Holm-adjusted p = {difference.p_holm:.2g}; "
-        f"lower in {round(difference.improved * n)} of {n})"
+        f"{head}: test error {units.error(dropout.mean)} with it, {units.error(none.mean)} "
+        f"without; difference {units.difference(difference)} (95 % interval over {n} repeats; "
+        f"Holm-adjusted p = {difference.p_holm:.2g}; better in "
+        f"{round(difference.improved * n)} of {n})"
     )
     if difference.outcome == "no detectable benefit":
         seen = units.number(difference.smallest_effect)
@@ -222,8 +218,8 @@ def verdict_best_other(difference: Difference, units: Units) -> str:
         "no detectable benefit": "No detectable difference between dropout and",
     }[difference.outcome]
     return (
-        f"{head} {difference.than}, the other arm of lowest validation error: test error "
-        f"{units.lower(difference)} (p = {difference.p_value:.2g})."
+        f"{head} {difference.than}, the other arm of lowest validation error: difference in "
+        f"test error {units.difference(difference)} (p = {difference.p_value:.2g})."
     )
 
 

@@ -180,7 +180,7 @@ def _seconds_per_epoch(ground: Ground) -> float:
         settings |= {"input_rate": 0.1, "hidden_rate": 0.3, "rate_scale": 1.0}
     recipe = Recipe(
         settings,
-        _CALIBRATION_EPOCHS,
+        (_CALIBRATION_EPOCHS,),
         ground.plan.batch_size,
         ground.request.optimizer,
         seed_of(ground.request.seed, "calibration", 0),
@@ -196,11 +196,11 @@ def _seconds_per_epoch(ground: Ground) -> float:
 def _announcement(ground: Ground, jobs: int) -> str:
     request, plan = ground.request, ground.plan
     split = ground.splits.repeat(0)
-    trained = len(request.arms) * (plan.trials * plans.TUNING_DRAWS + request.repeats)
+    shortlist = min(plans.SHORTLIST, plan.trials)
     return (
         f"{request.data}: {len(split.train)} training, {len(split.validation)} validation and "
-        f"{len(split.test)} test rows.\n{len(request.arms)} arms x ({plan.trials} trials of "
-        f"{plans.TUNING_DRAWS} + {request.repeats} repeats) = {trained} networks "
+        f"{len(split.test)} test rows.\n{len(request.arms)} arms x ({plan.trials} trials + "
+        f"{request.repeats} repeats of {shortlist}) = {plans.trained(request, plan)} networks "
         f"({request.network}, at most {plan.epochs[-1]} epochs), {jobs} at a time,\n"
         f"into {ground.folder}/"
     )

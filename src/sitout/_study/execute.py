@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import StudyError
-from .plan import runs
+from .plan import SHORTLIST, runs
 from .run import Ground, Spec, run
 from .tuning import Tuner
 
@@ -54,19 +54,16 @@ class ArmRuns:
     Attributes:
         name: of the arm.
         trials: records, in order.
-        chosen: settings of the best trial, its number of epochs among them.
         repeats: records, in order.
     """
 
     name: str
     trials: list[Record] = field(default_factory=list)
-    chosen: dict[str, float] = field(default_factory=dict)
     repeats: list[Record] = field(default_factory=list)
 
 
 def _chain(ground: Ground, arm: ArmRuns) -> Chain:
     """Yield the runs that an arm needs next, and take their records: trials, then repeats."""
-    longest = max(ground.plan.epochs)
     tuner = Tuner(
         ground.folder / "trials.sqlite3",
         arm.name,
@@ -76,15 +73,13 @@ def _chain(ground: Ground, arm: ArmRuns) -> Chain:
     )
     for number in range(ground.plan.trials):
         settings = tuner.settings(number)
-        (record,) = yield [Spec("trial", arm.name, number, settings, longest)]
+        (record,) = yield [Spec("trial", arm.name, number, [settings])]
         tuner.tell(record["error"], record["loss"], record["epochs"])
         arm.trials.append(record)
-    best = min(arm.trials, key=lambda record: (record["error"], record["loss"]))
-    settings = best["spec"]["settings"]
-    arm.chosen = {**settings, "epochs": best["epochs"]}
+    ranked = sorted(arm.trials, key=lambda record: (record["error"], record["loss"]))
+    shortlist = [record["spec"]["settings"][0] for record in ranked[:SHORTLIST]]
     arm.repeats = yield [
-        Spec("repeat", arm.name, number, settings, best["epochs"])
-        for number in range(ground.request.repeats)
+        Spec("repeat", arm.name, number, shortlist) for number in range(ground.request.repeats)
     ]
     return arm.repeats
 

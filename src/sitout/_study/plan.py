@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_REPEATS = 8
-TUNING_DRAWS = 2
-"""A trial trains on so many draws of training rows, and their mean validation error counts."""
+SHORTLIST = 2
+"""Of an arm's trials so many settings go into the repeats, each of which chooses among them."""
 _LADDER = (60, 30, 15)
-_TRIALS = (4, 12)
+_TRIALS = (4, 16)
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -125,8 +125,13 @@ def check(request: Request) -> None:
 
 
 def runs(request: Request, plan: Plan) -> int:
-    """Return how many networks the study trains."""
+    """Return how many runs the study has: trials and repeats."""
     return len(request.arms) * (plan.trials + request.repeats)
+
+
+def trained(request: Request, plan: Plan) -> int:
+    """Return how many networks the study trains."""
+    return len(request.arms) * (plan.trials + request.repeats * min(SHORTLIST, plan.trials))
 
 
 def choose(request: Request, batch_size: int, seconds_per_epoch: float, jobs: int) -> Plan:
@@ -145,9 +150,10 @@ def choose(request: Request, batch_size: int, seconds_per_epoch: float, jobs: in
     needed = 0.0
     for epochs in (request.epochs,) if request.epochs else _LADDER:
         run = max(seconds_per_epoch, 1e-6) * epochs * 1.15
-        affordable = (request.budget * jobs * 0.9 / run / arms - request.repeats) / TUNING_DRAWS
+        repeats = request.repeats * min(SHORTLIST, request.trials or SHORTLIST)
+        affordable = request.budget * jobs * 0.9 / run / arms - repeats
         trials = request.trials or min(int(affordable), high)
-        trained = request.repeats + TUNING_DRAWS * (request.trials or low)
+        trained = repeats + (request.trials or low)
         needed = run * arms * trained / jobs / 0.9
         if (request.trials and request.epochs) or (needed <= request.budget and trials >= 1):
             choices = {max(1, epochs // 4), max(1, epochs // 2), epochs}

@@ -119,7 +119,8 @@ class Arm:
     Attributes:
         name: ``none``, ``dropout``, ``l2``, ``max-norm``, ``early-stopping`` or
             ``dropout+max-norm``.
-        settings: what tuning chose.
+        settings: what the repeats chose most often.
+        chosen: what each repeat chose, in order.
         trials: every setting that tuning tried.
         train_error: of the retrained networks, in evaluation mode.
         validation_error: likewise.
@@ -138,6 +139,7 @@ class Arm:
 
     name: str
     settings: dict[str, float]
+    chosen: list[dict[str, float]]
     trials: list[Trial]
     train_error: Measure
     validation_error: Measure
@@ -164,7 +166,7 @@ class DataSummary:
         classes: labels in code order; empty for regression.
         features: number of inputs of the network, after encoding.
         train_rows: in one repeat.
-        validation_rows: drawn once for the whole study.
+        validation_rows: in one repeat; as many served tuning and are never tested on.
         test_rows: in one repeat.
         fixed_test: whether the test rows are a published split, equal in all repeats.
         notes: what was inferred or left out, a sentence each.
@@ -194,7 +196,7 @@ class Study:
         verdict: does dropout help here: one sentence with effect and interval.
         verdict_best_other: dropout against the other arm of lowest mean validation error.
         outcome: of dropout against ``none`` ("" where either was not an arm).
-        unit: of errors and differences as printed ("points" of per cent, or the target's name).
+        unit: of differences as printed: "points" (of per cent) or "units of <target>".
         data: what it was run on.
         network: one line that says what was trained.
         arms: in the order asked for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -11,7 +11,7 @@ import torch
 
 from ..data import Preprocess
 from . import measure, networks, store
-from .plan import TUNING_DRAWS, seed_of
+from .plan import seed_of
 from .train import Progress, Recipe, Rows, Task, some, train
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..data import DataSet, Split, Splits
     from .plan import Plan, Request
 
-_CURVE_POINTS = 20
+Looks = tuple[int, ...]
+_CURVE_POINTS = 12
 _SILENCED_ROWS = 2000
 
 
@@ -32,15 +33,13 @@ class Spec:
         stage: ``trial`` or ``repeat``.
         arm: its name.
         number: of the trial or the repeat.
-        settings: what the arm trains with.
-        epochs: at most.
+        settings: what the arm trains with: one setting in a trial, the shortlist in a repeat.
     """
 
     stage: str
     arm: str
     number: int
-    settings: dict[str, float]
-    epochs: int
+    settings: list[dict[str, float]]
 
     @property
     def name(self) -> str:
@@ -83,12 +82,13 @@ def run(spec: Spec, ground: Ground) -> dict[str, Any]:
     return record
 
 
-def _recipe(spec: Spec, ground: Ground, number: int, looks: tuple[int, ...]) -> Recipe:
-    request = ground.request
+def _recipe(spec: Spec, ground: Ground, settings: dict[str, float], looks: Looks) -> Recipe:
+    request, plan = ground.request, ground.plan
+    number = spec.number if spec.stage == "repeat" else 0
     return Recipe(
-        settings=spec.settings,
-        epochs=spec.epochs,
-        batch_size=ground.plan.batch_size,
+        settings=settings,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
         optimizer=request.optimizer,
         seed=seed_of(request.seed, spec.stage, number),
         looks=looks,
@@ -121,49 +121,41 @@ def rows_of(data: DataSet, rows: np.ndarray[Any, Any], preprocess: Preprocess) -
 
 
 def _trial(spec: Spec, ground: Ground) -> dict[str, Any]:
-    """Train on each tuning split and average; the best of the choices of epochs counts.
+    """Train on the tuning split; the best of the choices of epochs counts.
 
-    All trials share these splits, their weights and batch orders: they differ by their settings
-    alone.
+    All trials share that split, its weights and its batch order: they differ by settings alone.
     """
-    choices = ground.plan.epochs
-    draws = [_tuned(spec, ground, draw) for draw in range(TUNING_DRAWS)]
-    mean = np.mean([seen for seen, _ in draws], axis=0).tolist()
-    (error, loss), epochs = min(zip(mean, choices[-len(mean) :], strict=True))
+    task, _ = task_of(ground, ground.splits.tuning())
+    make, recipe = (
+        networks.factory(ground.request.network),
+        _recipe(spec, ground, spec.settings[0], ()),
+    )
+    _, progress = train(make, task, recipe, train_curve=False)
+    epochs = progress.best(progress.states)
+    error, loss = progress.validation(epochs)
     return {
         "spec": asdict(spec),
         "epochs": epochs,
         "error": error,
         "loss": loss,
-        "seconds": sum(seconds for _, seconds in draws),
+        "seconds": progress.seconds,
     }
 
 
-def _tuned(spec: Spec, ground: Ground, draw: int) -> tuple[list[tuple[float, float]], float]:
-    """Return the validation error and loss at each choice of epochs, and the seconds spent.
-
-    Early stopping makes the choice itself: it has one error and loss, those of its best epoch.
-    """
-    task, _ = task_of(ground, ground.splits.tuning(draw))
-    recipe = _recipe(spec, ground, draw, ground.plan.epochs)
-    _, progress = train(networks.factory(ground.request.network), task, recipe, train_curve=False)
-    curves = progress.curves
-    seen = list(zip(curves["validation_error"], curves["validation_loss"], strict=True))
-    return [min(seen)] if "patience" in spec.settings else seen, progress.seconds
-
-
 def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
-    """Train on the split of a repeat and read its test rows, once."""
+    """Train the shortlist on the split of a repeat, choose by its validation rows, then test.
+
+    Only the chosen network reads the test rows, once.
+    """
     split = ground.splits.repeat(spec.number)
     task, preprocess = task_of(ground, split)
-    recipe = _recipe(spec, ground, spec.number, _looks(spec.epochs))
-    network, progress = train(
-        networks.factory(ground.request.network), task, recipe, train_curve=True
-    )
+    chosen, seconds = _chosen(spec, ground, task)
+    network, progress = chosen.network, chosen.progress
     test = rows_of(ground.data, split.test, preprocess)
     out = measure.predict(network, test.x)
     record = {
         "spec": asdict(spec),
+        "settings": {**chosen.settings, "epochs": chosen.epochs},
         "split": split.hash,
         "rows": [len(split.train), len(split.validation), len(split.test)],
         "features": int(np.prod(preprocess.shape)),
@@ -171,10 +163,10 @@ def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
         "test_error": measure.error_of(out, test.y, task.unit),
         "test_loss": float(measure.loss_of(out, test.y)),
         "test_rows": _row_errors(out, test, ground),
-        "seconds": progress.seconds,
-        "epochs": progress.epochs,
-        "learning": _learning(progress, recipe.looks),
-        **_silence(network, task, recipe),
+        "seconds": seconds,
+        "seconds_per_epoch": progress.seconds / progress.epochs,
+        "learning": _learning(progress, chosen.epochs),
+        **_silence(network, task, seed_of(ground.request.seed, "silence", spec.number)),
     }
     if spec.number == 0:
         weights = {name: t.contiguous() for name, t in network.state_dict().items()}
@@ -183,8 +175,32 @@ def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
     return record
 
 
-def _looks(epochs: int) -> tuple[int, ...]:
-    """Return about twenty epochs, the last among them."""
+class _Trained(NamedTuple):
+    """A network at the number of epochs that its validation rows chose."""
+
+    value: tuple[float, float]
+    settings: dict[str, float]
+    epochs: int
+    network: torch.nn.Module
+    progress: Progress
+
+
+def _chosen(spec: Spec, ground: Ground, task: Task) -> tuple[_Trained, float]:
+    """Train every setting of the shortlist; return the best network and the seconds of all."""
+    make, looks = networks.factory(ground.request.network), _looks(ground.plan.epochs[-1])
+    trained = []
+    for settings in spec.settings:
+        recipe = _recipe(spec, ground, settings, looks)
+        network, progress = train(make, task, recipe, train_curve=True)
+        epochs = progress.best(progress.states)
+        network.load_state_dict(progress.states[epochs])
+        trained.append(_Trained(progress.validation(epochs), settings, epochs, network, progress))
+    seconds = sum(one.progress.seconds for one in trained)
+    return min(trained, key=lambda one: one.value), seconds
+
+
+def _looks(epochs: int) -> Looks:
+    """Return about a dozen epochs, the first and the last among them."""
     stride = max(1, round(epochs / _CURVE_POINTS))
     return tuple(sorted({*range(stride, epochs + 1, stride), 1, epochs}))
 
@@ -205,20 +221,17 @@ def _row_errors(out: torch.Tensor, test: Rows, ground: Ground) -> str | None:
     return np.packbits(measure.row_errors(out, test.y).numpy() > 0).tobytes().hex()
 
 
-def _learning(progress: Progress, looks: tuple[int, ...]) -> dict[str, list[float]]:
-    """Return the curves at ``looks``; early stopping looks at the validation rows more often."""
-    kept = [at for at, epoch in enumerate(progress.looks) if epoch in looks]
-    curves = {
-        name: values if name.startswith("train") else [values[at] for at in kept]
-        for name, values in progress.curves.items()
-    }
-    return {"epochs": [progress.looks[at] for at in kept], **curves}
+def _learning(progress: Progress, epochs: int) -> dict[str, list[float]]:
+    """Return the curves up to the epoch that was chosen."""
+    n = progress.looks.index(epochs) + 1
+    curves = {name: values[:n] for name, values in progress.curves.items()}
+    return {"epochs": [float(epoch) for epoch in progress.looks[:n]], **curves}
 
 
-def _silence(network: torch.nn.Module, task: Task, recipe: Recipe) -> dict[str, Any]:
+def _silence(network: torch.nn.Module, task: Task, seed: int) -> dict[str, Any]:
     x, y = some(task.validation, _SILENCED_ROWS)
     worst = measure.worst_unit(network, x, y, task.unit)
     return {
-        "silencing": measure.silencing(network, x, y, task.unit, recipe.seed),
+        "silencing": measure.silencing(network, x, y, task.unit, seed),
         "worst_unit": None if worst is None else list(worst),
     }

@@ -102,10 +102,12 @@ def _arm(one: ArmRuns, versus_none: Difference | None) -> Arm:
         for what in ("error", "loss")
     }
     gaps = [record["test_error"] - record["train_error"] for record in one.repeats]
-    pace = [record["seconds"] / record["epochs"] for record in one.repeats]
+    pace = _values(one, "seconds_per_epoch")
+    chosen = [record["settings"] for record in one.repeats]
     return Arm(
         name=one.name,
-        settings=one.chosen,
+        settings=max(chosen, key=chosen.count),
+        chosen=chosen,
         trials=[_trial(at, record) for at, record in enumerate(one.trials)],
         **measured,
         gap=analyse.measure(gaps),
@@ -118,7 +120,7 @@ def _arm(one: ArmRuns, versus_none: Difference | None) -> Arm:
 
 
 def _trial(number: int, record: dict[str, Any]) -> Trial:
-    settings = {**record["spec"]["settings"], "epochs": record["epochs"]}
+    settings = {**record["spec"]["settings"][0], "epochs": record["epochs"]}
     return Trial(number, settings, record["error"], record["loss"])
 
 

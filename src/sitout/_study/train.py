@@ -14,7 +14,7 @@ from . import measure, networks
 from .arms import Regularization
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .networks import Factory
 
@@ -60,15 +60,15 @@ class Recipe:
 
     Attributes:
         settings: what tuning chose: ``learning_rate`` and the arm's own strengths.
-        epochs: how many at most.
+        epochs: choices for their number, ascending; the last is the most.
         batch_size: rows a step.
         optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (AdamW).
         seed: of initial weights, batch order and masks.
-        looks: epochs after which the errors are measured, ascending.
+        looks: epochs after which the errors are measured, besides the choices.
     """
 
     settings: dict[str, float]
-    epochs: int
+    epochs: tuple[int, ...]
     batch_size: int
     optimizer: str
     seed: int
@@ -82,14 +82,26 @@ class Progress:
     Attributes:
         looks: epochs at which the errors were measured.
         curves: ``train_error``, ``train_loss``, ``validation_error``, ``validation_loss``.
+        states: the network's weights at each epoch that may be chosen; with a patience, at the
+            best one alone.
         seconds: spent in training steps alone.
         epochs: that were run.
     """
 
     looks: list[int] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
     epochs: int = 0
+
+    def validation(self, epoch: int) -> tuple[float, float]:
+        """Return the validation error and loss after an epoch."""
+        at = self.looks.index(epoch)
+        return self.curves["validation_error"][at], self.curves["validation_loss"][at]
+
+    def best(self, among: Iterable[int] | None = None) -> int:
+        """Return the epoch of lowest validation error (ties: loss, then the earliest)."""
+        return min(self.looks if among is None else among, key=self.validation)
 
 
 def train(
@@ -106,8 +118,7 @@ def train(
         train_curve: measure the errors on the training rows too.
 
     Returns:
-        The network, in evaluation mode, and what happened. With a patience it is the network of
-        the best validation error (ties: loss), else that of the last epoch.
+        The network after its last epoch, in evaluation mode, and what happened.
     """
     how = Regularization.of(recipe.settings)
     torch.manual_seed(recipe.seed)
@@ -117,8 +128,8 @@ def train(
     bounded = _bounded_weights(network) if how.max_norm else []
     order = torch.Generator().manual_seed(recipe.seed)
     torch.manual_seed(recipe.seed + 1)
-    progress, best = Progress(), _Best(how.patience)
-    for epoch in range(1, recipe.epochs + 1):
+    progress, best = Progress(), 0
+    for epoch in range(1, recipe.epochs[-1] + 1):
         start = time.perf_counter()
         network.train()
         for batch in _batches(len(task.train.y), recipe.batch_size, order):
@@ -130,12 +141,20 @@ def train(
                 _project(weight, how.max_norm or math.inf)
         progress.seconds += time.perf_counter() - start
         progress.epochs = epoch
-        if epoch in recipe.looks or how.patience:
-            _look(network, task, progress, epoch, train_curve and epoch in recipe.looks)
-        if how.patience and best.is_over(network, epoch, progress):
-            break
-    best.restore(network)
+        if how.patience or epoch in recipe.epochs or epoch in recipe.looks:
+            _look(network, task, progress, epoch, train_curve)
+        if how.patience:
+            if progress.best() == epoch:
+                best, progress.states = epoch, {epoch: _copy(network)}
+            if epoch - best >= how.patience:
+                break
+        elif epoch in recipe.epochs:
+            progress.states[epoch] = _copy(network)
     return network.eval(), progress
+
+
+def _copy(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def _set_rates(network: torch.nn.Module, how: Regularization, rows: Tensor) -> None:
@@ -200,25 +219,3 @@ def _look(
         error = measure.error_of(out, rows.y, task.unit)
         progress.curves.setdefault(f"{name}_error", []).append(error)
         progress.curves.setdefault(f"{name}_loss", []).append(float(measure.loss_of(out, rows.y)))
-
-
-class _Best:
-    """Early stopping: remembers the best epoch and says when patience is over."""
-
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience
-        self.value = (math.inf, math.inf)
-        self.epoch = 0
-        self.state: dict[str, Tensor] = {}
-
-    def is_over(self, network: torch.nn.Module, epoch: int, progress: Progress) -> bool:
-        curves = progress.curves
-        value = (curves["validation_error"][-1], curves["validation_loss"][-1])
-        if value < self.value:
-            self.value, self.epoch = value, epoch
-            self.state = {name: t.clone() for name, t in network.state_dict().items()}
-        return epoch - self.epoch >= (self.patience or 0)
-
-    def restore(self, network: torch.nn.Module) -> None:
-        if self.state:
-            network.load_state_dict(self.state)

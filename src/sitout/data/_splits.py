@@ -59,7 +59,7 @@ class Splits:
 
     Attributes:
         seed: the seed of the study.
-        validation: int64 [v], the rows that every split validates on.
+        validation: int64 [v], the rows that tuning validates on and no repeat tests on.
         others: int64 [m], the rows that training and random test rows are drawn from.
         test_rows: int64 [t], the published test rows, or None.
         strata: [N], the class of every row (0 in regression).
@@ -88,34 +88,35 @@ class Splits:
         """Whether every repeat tests on the same, published rows."""
         return self.test_rows is not None
 
-    def tuning(self, r: int = 0) -> Split:
-        """Return draw ``r`` of a split to tune on: training and validation rows, no test rows."""
-        train, _ = self._drawn((_TUNING, _natural(r, "`r` of tuning")))
+    def tuning(self) -> Split:
+        """Return the split to tune on: training and validation rows, no test rows."""
+        root = np.random.SeedSequence((self.seed, _TUNING))
+        train, _ = draw(self.others, self.strata, self.n_train, root)
         return Split(train, self.validation, train[:0])
 
     def repeat(self, r: int) -> Split:
         """Return the split of repeat ``r``, which counts from 0."""
-        train, test = self._drawn((_REPEAT, _natural(r, "`r` of repeat")))
-        return Split(train, self.validation, test if self.test_rows is None else self.test_rows)
-
-    def _drawn(self, stream: tuple[int, ...]) -> tuple[Rows, Rows]:
-        seeds = np.random.SeedSequence((self.seed, *stream)).spawn(3)
+        root = np.random.SeedSequence((self.seed, _REPEAT, _natural(r, "`r` of repeat")))
+        seeds = root.spawn(4)
         test, pool = draw(self.others, self.strata, self.n_test, seeds[0])
-        train, spare = draw(pool, self.strata, self.n_train, seeds[1])
+        pool = np.union1d(pool, self.validation)
+        validation, pool = draw(pool, self.strata, len(self.validation), seeds[1])
+        train, spare = draw(pool, self.strata, self.n_train, seeds[2])
         if self.spare_joins:
-            test = np.sort(np.concatenate([test, spare]))
-            test, _ = draw(test, self.strata, min(len(test), MOST_ROWS), seeds[2])
-        return train, test
+            test = np.union1d(test, np.setdiff1d(spare, self.validation))
+            test, _ = draw(test, self.strata, min(len(test), MOST_ROWS), seeds[3])
+        return Split(train, validation, test if self.test_rows is None else self.test_rows)
 
 
 def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> Splits:
     """Plan the training, validation and test rows of a study.
 
-    Validation rows are drawn once per study: 20 % of the rows that are not published test rows, at
-    most 10,000 and at most ``train_size``. No split trains or tests on them, so what is tuned on
-    them cannot leak into a test.
+    The rows that tuning validates on are drawn once per study: 20 % of the rows that are not
+    published test rows, at most 10,000 and at most ``train_size``. No repeat tests on them, so what
+    was tuned on them cannot leak into a test.
 
-    Every repeat draws its own training and test rows from the others:
+    Every repeat draws its own test rows from the others, and its own training and validation rows
+    (as many) from all that are left:
 
     - By default the test takes 25 % of all rows, and training the rest.
     - With ``train_size``, training takes that many of the rest; the rows left over join the
@@ -138,7 +139,7 @@ def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> S
         >>> from sitout.data import load, make_splits
         >>> splits = make_splits(load("digits"), seed=7, train_size=200)
         >>> len(splits.validation), len(splits.repeat(0).train), len(splits.repeat(0).test)
-        (200, 200, 1397)
+        (200, 200, 1262)
     """
     seed = _natural(seed, "`seed` of make_splits")
     strata = np.zeros(data.n_rows, np.int64) if data.task == "regression" else data.target
