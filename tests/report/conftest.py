@@ -100,6 +100,7 @@ def arm(name, repeats, epochs, none_errors, rng):
     return Arm(
         name=name,
         settings=settings,
+        chosen=[settings] * 8,
         trials=trials,
         train_error=measure(trains),
         validation_error=measure([t + rng.gauss(0, 0.002) for t in tests]),
