@@ -5,9 +5,12 @@ from ._optional import needs_or_exit
 
 def main() -> None:
     """Run the command line."""
-    with needs_or_exit("study", "The command sitout"):
-        from .cli import app
-    app()
+    try:
+        with needs_or_exit("study", "The command sitout"):
+            from .cli import app
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from . import __version__, _report
 from ._study import ARMS, Study, StudyError
 from ._study import study as run_study
 from ._study.predict import predict as run_predict
-from ._study.store import writing
 from ._watch import watch
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def study(
             arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
             repeats=repeats,
             budget=budget,
-            jobs=(os.cpu_count() or 1) if jobs is None else jobs,
+            jobs=_cores() if jobs is None else jobs,
             out=out,
             network=net,
             train_size=train_size,
@@ -140,6 +139,13 @@ def study(
         typer.echo(found.to_json())
     else:
         _print(found)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _print(found: Study) -> None:
@@ -169,5 +175,7 @@ def predict(
         if out is None:
             typer.echo(text, nl=False)
         else:
-            with writing(out):
+            try:
                 out.write_text(text)
+            except OSError as error:
+                raise StudyError(f"Cannot write {out}: {error.strerror}.") from error

@@ -43,10 +43,11 @@ def study(
 ) -> Study:
     """Measure whether dropout helps a network on some data, beside the other regularizers.
 
-    Each arm is tuned on validation rows with the same number of trials; then every repeat draws
-    its own split, initial weights and batch order, the same for all arms, retrains, and reads its
-    test rows once. The folder ``out`` receives ``report.html``, ``report.json`` and ``best/``; a
-    study that was stopped goes on where it was when it is called again with the same arguments.
+    Each arm is tuned with the same number of trials, which leave it a shortlist of two settings.
+    Every repeat draws its own split, initial weights and batch order, the same for all arms, trains
+    the shortlist, chooses by its own validation rows, and reads its test rows once. The folder
+    ``out`` receives ``report.html``, ``report.json`` and ``best/``; a study that was stopped goes
+    on where it was when it is called again with the same arguments.
 
     Args:
         data: ``digits``, ``breast_cancer``, ``wine``, ``diabetes``, ``mnist``, ``fashion-mnist``;
@@ -69,7 +70,7 @@ def study(
         trials: settings per arm that tuning tries; the budget decides if None.
         epochs: at most so many; the budget decides if None.
         batch_size: rows a step; 32 below 2,000 training rows and 128 from there on if None.
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (AdamW).
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam``.
         seed: of splits, weights, batches and masks.
         say: called with lines of plain text.
         report: called after each training run.

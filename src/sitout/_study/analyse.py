@@ -204,7 +204,7 @@ def verdict(difference: Difference, dropout: Measure, none: Measure, units: Unit
         f"Holm-adjusted p = {difference.p_holm:.2g}; better in "
         f"{round(difference.improved * n)} of {n})"
     )
-    if difference.outcome == "no detectable benefit":
+    if difference.outcome == "no detectable benefit" and difference.smallest_effect > 0.0:
         seen = units.number(difference.smallest_effect)
         sentence += f"; smallest effect that this study could see: {seen} {units.unit}"
     return sentence + "."
@@ -218,8 +218,8 @@ def verdict_best_other(difference: Difference, units: Units) -> str:
         "no detectable benefit": "No detectable difference between dropout and",
     }[difference.outcome]
     return (
-        f"{head} {difference.than}, the other arm of lowest validation error: difference in "
-        f"test error {units.difference(difference)} (p = {difference.p_value:.2g})."
+        f"{head} {difference.than}, the other regularizer of lowest validation error: "
+        f"difference in test error {units.difference(difference)} (p = {difference.p_value:.2g})."
     )
 
 

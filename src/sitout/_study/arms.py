@@ -6,27 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import optuna
 
-    Suggest = Callable[[optuna.Trial], None]
-
 ARMS = ("none", "dropout", "l2", "max-norm", "early-stopping", "dropout+max-norm")
-LEARNING_RATES = {"sgd": (0.01, 0.5), "adam": (1e-4, 1e-2)}
+LEARNING_RATES = {"sgd": (0.005, 0.2), "adam": (1e-4, 1e-2)}
 
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def learning_rate(optimizer: str, number: int) -> float:
-    """Return a learning rate for trial ``number``, the same for all arms.
+def spread(number: int, *, optimizer: str, epochs: tuple[int, ...]) -> dict[str, float]:
+    """Return the learning rate and number of epochs of trial ``number``, the same for all arms.
 
-    Multiples of the golden ratio modulo 1 spread evenly over the range, on a log scale, however
-    many there are.
+    Multiples of the golden ratio modulo 1 spread evenly over the range of learning rates, on a log
+    scale, however many there are.
     """
     low, high = LEARNING_RATES[optimizer]
-    return float(low * (high / low) ** ((0.5 + number * _GOLDEN) % 1.0))
+    rate = low * (high / low) ** ((0.5 + number * _GOLDEN) % 1.0)
+    return {"learning_rate": rate, "epochs": epochs[-1 - number % len(epochs)]}
 
 
 @dataclass(frozen=True)
@@ -58,17 +55,21 @@ class Regularization:
         return cls(**known)  # type: ignore[arg-type]
 
 
-def suggest(trial: optuna.Trial, arm: str, *, optimizer: str, built_in: bool) -> None:
-    """Let ``trial`` choose the learning rate and the arm's own strengths.
+def suggest(
+    trial: optuna.Trial, arm: str, *, optimizer: str, epochs: tuple[int, ...], built_in: bool
+) -> None:
+    """Let ``trial`` choose the learning rate, the number of epochs and the arm's own strengths.
 
     Args:
         trial: of Optuna.
         arm: its name.
         optimizer: ``sgd`` or ``adam``.
+        epochs: choices for their number.
         built_in: whether the network is a built-in one, whose sites have no rates of their own.
     """
     low, high = LEARNING_RATES[optimizer]
     trial.suggest_float("learning_rate", low, high, log=True)
+    trial.suggest_categorical("epochs", epochs)
     parts = arm.split("+")
     if "dropout" in parts and built_in:
         trial.suggest_categorical("input_rate", (0.0, 0.1, 0.2))

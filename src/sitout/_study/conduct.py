@@ -17,7 +17,7 @@ from ..data import DataError, Preprocess, load, make_splits
 from . import networks, store
 from . import plan as plans
 from .errors import StudyError
-from .execute import execute, one_thread
+from .execute import execute, named, one_thread
 from .plan import Plan, Request, seed_of
 from .run import Ground, outputs_of, task_of
 from .summary import summarise
@@ -98,12 +98,13 @@ def conduct(
     folder = Path(out) if out is not None else Path(f"sitout-study-{_slug(data.name)}")
     for note in data.notes:
         say(note)
-    ground = _ground(request, data, splits, folder, jobs, say)
-    say(_announcement(ground, jobs))
-    began = time.monotonic()
-    finished = execute(ground, jobs, report)
-    study = summarise(ground, finished)
-    _write(ground, study)
+    with store.only_one(folder):
+        ground = _ground(request, data, splits, folder, jobs, say)
+        say(_announcement(ground, jobs))
+        began = time.monotonic()
+        finished = execute(ground, jobs, report)
+        study = summarise(ground, finished)
+        _write(ground, study)
     say(f"Finished in {plans.clock(time.monotonic() - began)}.")
     return study
 
@@ -134,7 +135,8 @@ def _ground(
     small = len(splits.repeat(0).train) < _SMALL
     batch_size = request.batch_size or (32 if small else 128)
     ground = Ground(data, splits, request, Plan(1, (1,), batch_size), folder)
-    _check_network(ground, say)
+    request = replace(request, architecture=_check_network(ground, say))
+    ground = replace(ground, request=request)
     plan = plans.kept(folder, request)
     if plan is None:
         seconds = 0.0
@@ -146,29 +148,35 @@ def _ground(
     return replace(ground, plan=plan)
 
 
-def _check_network(ground: Ground, say: Callable[[str], None]) -> None:
-    """Build the network once: it must fit the task and have sites where an arm needs them.
+def _check_network(ground: Ground, say: Callable[[str], None]) -> str:
+    """Build the network twice: it must fit the task, start anew, and have sites where an arm needs.
+
+    Returns:
+        What identifies the network: a resumed study must not go on with another one.
 
     Raises:
         StudyError: it does not.
     """
-    request = ground.request
+    request, make = ground.request, networks.factory(ground.request.network)
     shape = Preprocess.fit(ground.data, ground.splits.tuning().train).shape
     with one_thread():
-        network = networks.build(networks.factory(request.network), shape, outputs_of(ground.data))
-    rates = [float(site.p) for site in networks.sites(network).values()]  # type: ignore[arg-type]
-    wants = [arm for arm in request.arms if "dropout" in arm]
-    if wants and not networks.is_built_in(request.network) and not any(rates):
-        raise StudyError(
-            f"The network must have dropout layers with p > 0 for the arm {wants[0]!r}. "
-            f"{request.network} has {len(rates)} dropout layers, none of them active. "
-            "Give them the rates that you would use, or leave the arm out of --arms."
-        )
-    for name in networks.unreached(network):
-        say(
-            f"{name} stays as it is in every arm, the arm none too: only dropout layers are sites. "
-            "Set it to 0, or put a dropout layer in its place."
-        )
+        first, second = (networks.seeded(make, shape, outputs_of(ground.data)) for _ in range(2))
+        networks.check_independent(first, second)
+        rates = networks.rates(first)
+        wants = [arm for arm in request.arms if "dropout" in arm]
+        if wants and not networks.is_built_in(request.network) and not any(rates):
+            raise StudyError(
+                f"The network must have dropout layers with p > 0 for the arm {wants[0]!r}. "
+                f"{request.network} has {len(rates)} dropout layers, none of them active. "
+                "Give them the rates that you would use, or leave the arm out of --arms."
+            )
+        if networks.stays_random(second, shape):
+            say(
+                "The network stays random in training when all its dropout layers are at 0, so in "
+                "every arm, none too: a function such as F.dropout, or the dropout of an attention "
+                "or recurrent layer. Put dropout layers in their place."
+            )
+        return networks.fingerprint(first)
 
 
 def _seconds_per_epoch(ground: Ground) -> float:
@@ -180,13 +188,13 @@ def _seconds_per_epoch(ground: Ground) -> float:
         settings |= {"input_rate": 0.1, "hidden_rate": 0.3, "rate_scale": 1.0}
     recipe = Recipe(
         settings,
-        (_CALIBRATION_EPOCHS,),
+        _CALIBRATION_EPOCHS,
         ground.plan.batch_size,
         ground.request.optimizer,
         seed_of(ground.request.seed, "calibration", 0),
         (),
     )
-    with one_thread():
+    with one_thread(), named("first training run"):
         _, progress = train(
             networks.factory(ground.request.network), task, recipe, train_curve=False
         )

@@ -7,20 +7,24 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from loky import ProcessPoolExecutor
+from loky.process_executor import BrokenProcessPool
 
 from .errors import StudyError
-from .plan import SHORTLIST, runs
+from .networks import is_built_in
+from .plan import SHORTLIST, runs, trained
 from .run import Ground, Spec, run
 from .tuning import Tuner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     Record = dict[str, Any]
     Chain = Generator[list[Spec], list[Record], list[Record]]
@@ -69,12 +73,12 @@ def _chain(ground: Ground, arm: ArmRuns) -> Chain:
         arm.name,
         ground.request,
         ground.plan,
-        built_in=ground.request.network.startswith("mlp:"),
+        built_in=is_built_in(ground.request.network),
     )
     for number in range(ground.plan.trials):
         settings = tuner.settings(number)
         (record,) = yield [Spec("trial", arm.name, number, [settings])]
-        tuner.tell(record["error"], record["loss"], record["epochs"])
+        tuner.tell(record["error"], record["loss"])
         arm.trials.append(record)
     ranked = sorted(arm.trials, key=lambda record: (record["error"], record["loss"]))
     shortlist = [record["spec"]["settings"][0] for record in ranked[:SHORTLIST]]
@@ -97,10 +101,10 @@ def execute(ground: Ground, jobs: int, report: Callable[[Event], None]) -> list[
         KeyboardInterrupt: Ctrl-C; its text says what is on disk.
     """
     arms = [ArmRuns(name) for name in ground.request.arms]
-    count = _Count(runs(ground.request, ground.plan), jobs, report)
+    count = _Count(ground, jobs, report)
     try:
-        with _pool(ground, jobs) as submit:
-            _drive([_chain(ground, arm) for arm in arms], ground, submit, count)
+        with _pool(ground, jobs) as pool:
+            _drive([_chain(ground, arm) for arm in arms], ground, pool, count)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. {count.done} of {count.total} runs are on disk in {ground.folder}; "
@@ -112,7 +116,7 @@ def execute(ground: Ground, jobs: int, report: Callable[[Event], None]) -> list[
 def _drive(
     chains: list[Chain],
     ground: Ground,
-    submit: Callable[[Spec], Future[Record]],
+    pool: _Inline | _Processes,
     count: _Count,
 ) -> None:
     """Keep every chain supplied with records until all have ended."""
@@ -127,7 +131,7 @@ def _drive(
             step = _Step(chain, [ground.record_of(spec) for spec in specs])
             for at, (spec, known) in enumerate(zip(specs, step.records, strict=True)):
                 if known is None:
-                    waiting[submit(spec)] = (step, at)
+                    waiting[pool.submit(spec)] = (step, at)
                 else:
                     count.add(spec, known, resumed=True)
             if None in step.records:
@@ -137,8 +141,7 @@ def _drive(
     for chain in chains:
         advance(chain, None)
     while waiting:
-        finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in finished:
+        for future in pool.finished(waiting):
             step, at = waiting.pop(future)
             record = future.result()
             step.records[at] = record
@@ -161,37 +164,71 @@ class _Step:
 class _Count:
     """Counts runs and estimates the time left."""
 
-    def __init__(self, total: int, jobs: int, report: Callable[[Event], None]) -> None:
-        self.total, self.jobs, self.report = total, jobs, report
-        self.done = self.fresh = 0
+    def __init__(self, ground: Ground, jobs: int, report: Callable[[Event], None]) -> None:
+        self.total = runs(ground.request, ground.plan)
+        self.jobs, self.report = jobs, report
+        self.done = self.fresh = self.weight = 0
+        self.ahead = trained(ground.request, ground.plan)
         self.start = time.monotonic()
 
     def add(self, spec: Spec, record: Record, *, resumed: bool) -> None:
+        networks = len(spec.settings)
         self.done += 1
+        self.ahead -= networks
         self.fresh += not resumed
+        self.weight += 0 if resumed else networks
         left = None
         if self.fresh >= 2 * self.jobs:
-            left = (time.monotonic() - self.start) / self.fresh * (self.total - self.done)
+            left = (time.monotonic() - self.start) / self.weight * self.ahead
         error = record["error"] if spec.stage == "trial" else record["test_error"]
         self.report(Event(spec.name, error, self.done, self.total, resumed, left))
 
 
+class _Inline:
+    """Runs in this process, one at a time, when a result is waited for."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.queue: deque[tuple[Future[Record], Spec]] = deque()
+
+    def submit(self, spec: Spec) -> Future[Record]:
+        future: Future[Record] = Future()
+        self.queue.append((future, spec))
+        return future
+
+    def finished(self, _: Iterable[Future[Record]]) -> Iterable[Future[Record]]:
+        future, spec = self.queue.popleft()
+        future.set_result(_guarded(spec, self.ground))
+        return [future]
+
+
+class _Processes:
+    """Runs in processes of their own."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+
+    def submit(self, spec: Spec) -> Future[Record]:
+        future: Future[Record] = self.pool.submit(_in_worker, spec)
+        return future
+
+    def finished(self, waiting: Iterable[Future[Record]]) -> Iterable[Future[Record]]:
+        return wait(waiting, return_when=FIRST_COMPLETED).done
+
+
 @contextmanager
-def _pool(ground: Ground, jobs: int) -> Iterator[Callable[[Spec], Future[Record]]]:
-    """Give a way to submit runs, each on one thread: the numbers do not depend on ``jobs``."""
+def _pool(ground: Ground, jobs: int) -> Iterator[_Inline | _Processes]:
+    """Give a place for runs, each on one thread: the numbers do not depend on ``jobs``."""
     if jobs == 1:
         with one_thread():
-            yield lambda spec: _now(spec, ground)
+            yield _Inline(ground)
         return
-    from loky import ProcessPoolExecutor
-    from loky.process_executor import TerminatedWorkerError
-
     pool = ProcessPoolExecutor(
         jobs, timeout=None, initializer=_start_worker, initargs=(ground, os.getpid(), sys.path)
     )
     try:
-        yield lambda spec: pool.submit(_in_worker, spec)
-    except TerminatedWorkerError as error:
+        yield _Processes(pool)
+    except BrokenProcessPool as error:
         raise StudyError(
             "A training process was killed, perhaps for want of memory. Run the same command "
             "again to resume, with fewer --jobs if it repeats."
@@ -212,24 +249,25 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _now(spec: Spec, ground: Ground) -> Future[Record]:
-    future: Future[Record] = Future()
-    try:
-        future.set_result(_guarded(spec, ground))
-    except StudyError as error:
-        future.set_exception(error)
-    return future
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Name a run in whatever it raises.
 
-
-def _guarded(spec: Spec, ground: Ground) -> Record:
-    """Run, and name the run in whatever it raises."""
+    Raises:
+        StudyError: the run failed.
+    """
     try:
-        return run(spec, ground)
+        yield
     except StudyError:
         raise
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else ""
-        raise StudyError(f"The run {spec.name} raised {type(error).__name__}: {first}") from error
+        said = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise StudyError(f"The run {name} raised {type(error).__name__}: {said}") from error
+
+
+def _guarded(spec: Spec, ground: Ground) -> Record:
+    with named(spec.name):
+        return run(spec, ground)
 
 
 _ground: Ground | None = None

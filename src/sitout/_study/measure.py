@@ -46,6 +46,11 @@ def loss_of(out: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(out, y)
 
 
+def mean_loss(out: Tensor, y: Tensor) -> float:
+    """Return the mean loss in binary64, in which no float32 output overflows."""
+    return float(loss_of(out.double(), y.double() if y.is_floating_point() else y))
+
+
 def row_errors(out: Tensor, y: Tensor) -> Tensor:
     """Return one error a row: 0 or 1 for a class, the squared error of a standardised target."""
     if y.is_floating_point():
@@ -91,7 +96,11 @@ def _activations(network: torch.nn.Module, x: Tensor, names: list[str]) -> dict[
     found: dict[str, Tensor] = {}
 
     def note(name: str) -> Edit:
-        return lambda out: found.setdefault(name, out)
+        def edit(out: Tensor) -> Tensor:
+            found.setdefault(name, out)
+            return out
+
+        return edit
 
     with _edited(network, {name: note(name) for name in names}):
         predict(network, x[:2])
@@ -108,9 +117,14 @@ def hidden_units(network: torch.nn.Module, x: Tensor) -> dict[str, tuple[int, in
 
 
 def _gate(factor: Tensor, dim: int) -> Edit:
-    """Return an edit that multiplies the units, which lie along ``dim``, by ``factor``."""
+    """Return an edit that multiplies the units, which lie along ``dim``, by ``factor``.
+
+    Where a layer serves at two places of different width, the second is left alone.
+    """
 
     def edit(out: Tensor) -> Tensor:
+        if out.shape[dim] != len(factor):
+            return out
         shape = [1] * out.dim()
         shape[dim] = -1
         return out * factor.view(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 import re
@@ -79,7 +80,7 @@ def _imported(module: str, name: str) -> Factory:
         sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StudyError(
             f"The network's module {module!r} (--net) must be importable from this folder. "
             f"Importing it raised {type(error).__name__}: {error}"
@@ -142,14 +143,54 @@ def sites(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
-def unreached(network: torch.nn.Module) -> list[str]:
-    """Return the rates above 0 that are attributes of other layers, as ``name.dropout = p``."""
-    holders = (torch.nn.MultiheadAttention, torch.nn.RNNBase)
-    return [
-        f"{name}.dropout = {module.dropout}"
-        for name, module in network.named_modules()
-        if isinstance(module, holders) and module.dropout
-    ]
+def seeded(make: Factory, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+    """Build a network from a fixed seed; see :func:`build`."""
+    torch.manual_seed(0)
+    return build(make, shape, outputs)
+
+
+def check_independent(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    """Refuse a factory whose networks share weights or do not start alike from one seed.
+
+    Raises:
+        StudyError: its runs would not be independent, or not be paired.
+    """
+    states = first.state_dict(), second.state_dict()
+    shared = {t.data_ptr() for t in states[0].values()} & {t.data_ptr() for t in states[1].values()}
+    if first is second or shared - {0}:
+        raise StudyError(
+            "The network's factory must build a new network at each call. It gave the same weights "
+            "twice, so one run would go on where another ended."
+        )
+    if any(not torch.equal(t, states[1].get(name, t[:0])) for name, t in states[0].items()):
+        raise StudyError(
+            "The network's factory must draw its initial weights from torch's generator alone. "
+            "After the same torch.manual_seed it built two different networks."
+        )
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """Return a short SHA-256 of a network's structure and weights."""
+    digest = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rates(network: torch.nn.Module) -> list[float]:
+    """Return the rates of all sites."""
+    return [float(site.p) for site in sites(network).values()]  # type: ignore[arg-type]
+
+
+def stays_random(network: torch.nn.Module, shape: tuple[int, ...]) -> bool:
+    """Return whether two forwards in training mode differ though all sites are set to 0."""
+    for site in sites(network).values():
+        setattr(site, "p", 0.0)  # noqa: B010
+    torch.manual_seed(0)
+    rows = torch.randn(8, *shape)
+    with torch.no_grad():
+        first, second = (network.train()(rows) for _ in range(2))
+    return not torch.equal(first, second)
 
 
 def input_sites(network: torch.nn.Module, rows: Tensor) -> set[str]:

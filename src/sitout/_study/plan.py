@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Request:
         optimizer: ``sgd`` or ``adam``.
         seed: of everything.
         versions: of what can change a number.
+        architecture: what identifies the network behind its name; known once it has been built.
     """
 
     data: str
@@ -61,6 +63,7 @@ class Request:
     optimizer: str
     seed: int
     versions: dict[str, str]
+    architecture: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def seconds_of(budget: str | float) -> float:
     Raises:
         StudyError: it is no duration.
     """
-    if isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0:
+    if isinstance(budget, int | float) and not isinstance(budget, bool) and 0 < budget < math.inf:
         return float(budget)
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", str(budget))
     total = sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -53,16 +53,20 @@ def load(folder: str | os.PathLike[str]) -> Trained:
             f"The folder must be that of a finished study. {folder} holds no trained network "
             "(best/settings.json, best/preprocess.json, best/model.safetensors)."
         )
-    make = networks.factory(settings["network"])
-    network = networks.build(make, tuple(settings["input_shape"]), settings["outputs"])
+    try:
+        preprocess = Preprocess.from_dict(fitted)
+        named, shape, outputs = (settings[key] for key in ("network", "input_shape", "outputs"))
+    except (DataError, KeyError) as error:
+        raise StudyError(
+            f"The files in {best} must be those that a study wrote. {error}"
+        ) from error
+    network = networks.build(networks.factory(named), tuple(shape), outputs)
     try:
         network.load_state_dict(safetensors.torch.load_file(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise StudyError(
-            f"{weights} must hold the weights of {settings['network']}. {first}"
-        ) from error
-    return Trained(network.eval(), Preprocess.from_dict(fitted), settings)
+        raise StudyError(f"{weights} must hold the weights of {named}. {first}") from error
+    return Trained(network.eval(), preprocess, settings)
 
 
 def predict(folder: str | os.PathLike[str], rows: str | os.PathLike[str]) -> pd.DataFrame:

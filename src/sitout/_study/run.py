@@ -72,7 +72,7 @@ class Ground:
 
 
 def run(spec: Spec, ground: Ground) -> dict[str, Any]:
-    """Train one network and write its record.
+    """Train what the run asks for and write its record.
 
     Raises:
         StudyError: the network does not fit the task, or the disk refused.
@@ -83,12 +83,12 @@ def run(spec: Spec, ground: Ground) -> dict[str, Any]:
 
 
 def _recipe(spec: Spec, ground: Ground, settings: dict[str, float], looks: Looks) -> Recipe:
-    request, plan = ground.request, ground.plan
+    request = ground.request
     number = spec.number if spec.stage == "repeat" else 0
     return Recipe(
         settings=settings,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
+        epochs=int(settings["epochs"]),
+        batch_size=ground.plan.batch_size,
         optimizer=request.optimizer,
         seed=seed_of(request.seed, spec.stage, number),
         looks=looks,
@@ -121,25 +121,16 @@ def rows_of(data: DataSet, rows: np.ndarray[Any, Any], preprocess: Preprocess) -
 
 
 def _trial(spec: Spec, ground: Ground) -> dict[str, Any]:
-    """Train on the tuning split; the best of the choices of epochs counts.
+    """Train on the tuning split.
 
     All trials share that split, its weights and its batch order: they differ by settings alone.
     """
     task, _ = task_of(ground, ground.splits.tuning())
-    make, recipe = (
-        networks.factory(ground.request.network),
-        _recipe(spec, ground, spec.settings[0], ()),
-    )
+    make = networks.factory(ground.request.network)
+    recipe = _recipe(spec, ground, spec.settings[0], ())
     _, progress = train(make, task, recipe, train_curve=False)
-    epochs = progress.best(progress.states)
-    error, loss = progress.validation(epochs)
-    return {
-        "spec": asdict(spec),
-        "epochs": epochs,
-        "error": error,
-        "loss": loss,
-        "seconds": progress.seconds,
-    }
+    error, loss = progress.validation(progress.chosen)
+    return {"spec": asdict(spec), "error": error, "loss": loss, "seconds": progress.seconds}
 
 
 def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
@@ -155,54 +146,51 @@ def _repeat(spec: Spec, ground: Ground) -> dict[str, Any]:
     out = measure.predict(network, test.x)
     record = {
         "spec": asdict(spec),
-        "settings": {**chosen.settings, "epochs": chosen.epochs},
+        "settings": chosen.settings,
         "split": split.hash,
         "rows": [len(split.train), len(split.validation), len(split.test)],
         "features": int(np.prod(preprocess.shape)),
         **_errors(network, task),
         "test_error": measure.error_of(out, test.y, task.unit),
-        "test_loss": float(measure.loss_of(out, test.y)),
+        "test_loss": measure.mean_loss(out, test.y),
         "test_rows": _row_errors(out, test, ground),
         "seconds": seconds,
         "seconds_per_epoch": progress.seconds / progress.epochs,
-        "learning": _learning(progress, chosen.epochs),
+        "learning": _learning(progress),
         **_silence(network, task, seed_of(ground.request.seed, "silence", spec.number)),
     }
     if spec.number == 0:
-        weights = {name: t.contiguous() for name, t in network.state_dict().items()}
+        weights = {name: t.contiguous().clone() for name, t in network.state_dict().items()}
         path = ground.folder / "runs" / f"{spec.name}.safetensors"
         store.write_bytes(path, safetensors.torch.save(weights))
     return record
 
 
 class _Trained(NamedTuple):
-    """A network at the number of epochs that its validation rows chose."""
+    """A network, and what its validation rows say of it."""
 
     value: tuple[float, float]
     settings: dict[str, float]
-    epochs: int
     network: torch.nn.Module
     progress: Progress
 
 
 def _chosen(spec: Spec, ground: Ground, task: Task) -> tuple[_Trained, float]:
     """Train every setting of the shortlist; return the best network and the seconds of all."""
-    make, looks = networks.factory(ground.request.network), _looks(ground.plan.epochs[-1])
-    trained = []
+    make, trained = networks.factory(ground.request.network), []
     for settings in spec.settings:
-        recipe = _recipe(spec, ground, settings, looks)
+        recipe = _recipe(spec, ground, settings, _looks(ground.plan.epochs))
         network, progress = train(make, task, recipe, train_curve=True)
-        epochs = progress.best(progress.states)
-        network.load_state_dict(progress.states[epochs])
-        trained.append(_Trained(progress.validation(epochs), settings, epochs, network, progress))
+        value = progress.validation(progress.chosen)
+        trained.append(_Trained(value, settings, network, progress))
     seconds = sum(one.progress.seconds for one in trained)
     return min(trained, key=lambda one: one.value), seconds
 
 
-def _looks(epochs: int) -> Looks:
-    """Return about a dozen epochs, the first and the last among them."""
-    stride = max(1, round(epochs / _CURVE_POINTS))
-    return tuple(sorted({*range(stride, epochs + 1, stride), 1, epochs}))
+def _looks(choices: Looks) -> Looks:
+    """Return about a dozen epochs, the choices among them: one grid for runs of any length."""
+    stride = max(1, round(choices[-1] / _CURVE_POINTS))
+    return tuple(sorted({1, *range(stride, choices[-1] + 1, stride), *choices}))
 
 
 def _errors(network: torch.nn.Module, task: Task) -> dict[str, float]:
@@ -210,7 +198,7 @@ def _errors(network: torch.nn.Module, task: Task) -> dict[str, float]:
     for name, rows in (("train", task.train), ("validation", task.validation)):
         out = measure.predict(network, rows.x)
         found[f"{name}_error"] = measure.error_of(out, rows.y, task.unit)
-        found[f"{name}_loss"] = float(measure.loss_of(out, rows.y))
+        found[f"{name}_loss"] = measure.mean_loss(out, rows.y)
     return found
 
 
@@ -221,9 +209,9 @@ def _row_errors(out: torch.Tensor, test: Rows, ground: Ground) -> str | None:
     return np.packbits(measure.row_errors(out, test.y).numpy() > 0).tobytes().hex()
 
 
-def _learning(progress: Progress, epochs: int) -> dict[str, list[float]]:
-    """Return the curves up to the epoch that was chosen."""
-    n = progress.looks.index(epochs) + 1
+def _learning(progress: Progress) -> dict[str, list[float]]:
+    """Return the curves up to the epoch whose network is kept."""
+    n = progress.looks.index(progress.chosen) + 1
     curves = {name: values[:n] for name, values in progress.curves.items()}
     return {"epochs": [float(epoch) for epoch in progress.looks[:n]], **curves}
 

@@ -1,4 +1,4 @@
-"""The folder of a study: every finished run is one file, written whole or not at all."""
+"""The folder of a study: a finished run is a file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from .errors import StudyError
 
@@ -28,6 +30,29 @@ def writing(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {error.strerror or error}. Make room or choose another --out, "
             "then run the same command again: what had finished is kept."
         ) from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Within the block, no other study may use the folder.
+
+    Raises:
+        StudyError: one does.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StudyError(
+                f"{folder} must be used by one study at a time. Another one is running in it; wait "
+                "for it or choose another --out."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

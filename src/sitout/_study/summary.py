@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .results import Curve
     from .run import Ground
 
+_BAND_REPEATS = 3  # a curve ends where fewer repeats go on
 _CURVES = ("train_error", "validation_error", "train_loss", "validation_loss")
 
 
@@ -120,14 +121,15 @@ def _arm(one: ArmRuns, versus_none: Difference | None) -> Arm:
 
 
 def _trial(number: int, record: dict[str, Any]) -> Trial:
-    settings = {**record["spec"]["settings"][0], "epochs": record["epochs"]}
-    return Trial(number, settings, record["error"], record["loss"])
+    return Trial(number, record["spec"]["settings"][0], record["error"], record["loss"])
 
 
 def _learning(one: ArmRuns) -> dict[str, Curve]:
     curves = [record["learning"] for record in one.repeats]
-    epochs = max((curve["epochs"] for curve in curves), key=len)
-    return {name: analyse.curve(epochs, [curve[name] for curve in curves]) for name in _CURVES}
+    lengths = sorted((len(curve["epochs"]) for curve in curves), reverse=True)
+    n = lengths[min(_BAND_REPEATS, len(lengths)) - 1]
+    epochs = max((curve["epochs"] for curve in curves), key=len)[:n]
+    return {name: analyse.curve(epochs, [curve[name][:n] for curve in curves]) for name in _CURVES}
 
 
 def _silencing(one: ArmRuns) -> Curve | None:

@@ -14,7 +14,7 @@ from . import measure, networks
 from .arms import Regularization
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from .networks import Factory
 
@@ -59,16 +59,16 @@ class Recipe:
     """How to train.
 
     Attributes:
-        settings: what tuning chose: ``learning_rate`` and the arm's own strengths.
-        epochs: choices for their number, ascending; the last is the most.
+        settings: ``learning_rate`` and the arm's own strengths.
+        epochs: how many; early stopping may end sooner.
         batch_size: rows a step.
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam`` (AdamW).
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adam``.
         seed: of initial weights, batch order and masks.
-        looks: epochs after which the errors are measured, besides the choices.
+        looks: epochs after which the errors are measured, besides the last.
     """
 
     settings: dict[str, float]
-    epochs: tuple[int, ...]
+    epochs: int
     batch_size: int
     optimizer: str
     seed: int
@@ -82,26 +82,21 @@ class Progress:
     Attributes:
         looks: epochs at which the errors were measured.
         curves: ``train_error``, ``train_loss``, ``validation_error``, ``validation_loss``.
-        states: the network's weights at each epoch that may be chosen; with a patience, at the
-            best one alone.
         seconds: spent in training steps alone.
         epochs: that were run.
+        chosen: the epoch whose network is kept.
     """
 
     looks: list[int] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
-    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
     epochs: int = 0
+    chosen: int = 0
 
     def validation(self, epoch: int) -> tuple[float, float]:
         """Return the validation error and loss after an epoch."""
         at = self.looks.index(epoch)
         return self.curves["validation_error"][at], self.curves["validation_loss"][at]
-
-    def best(self, among: Iterable[int] | None = None) -> int:
-        """Return the epoch of lowest validation error (ties: loss, then the earliest)."""
-        return min(self.looks if among is None else among, key=self.validation)
 
 
 def train(
@@ -109,7 +104,8 @@ def train(
 ) -> tuple[torch.nn.Module, Progress]:
     """Train one network.
 
-    With equal seeds all arms start from the same weights and see the same batches.
+    With equal seeds all arms start from the same weights and see the same batches. The learning
+    rate falls linearly to 0, so that the network that is kept is not the whim of its last batches.
 
     Args:
         make: builds the network.
@@ -118,39 +114,72 @@ def train(
         train_curve: measure the errors on the training rows too.
 
     Returns:
-        The network after its last epoch, in evaluation mode, and what happened.
+        The network, in evaluation mode, and what happened. With a patience it is the network of
+        the best validation error (ties: loss), else that of the last epoch.
     """
     how = Regularization.of(recipe.settings)
     torch.manual_seed(recipe.seed)
     network = networks.build(make, tuple(task.train.x.shape[1:]), task.outputs)
     _set_rates(network, how, task.train.x[:2])
-    optimizer = _optimizer(network, recipe, how)
-    bounded = _bounded_weights(network) if how.max_norm else []
-    order = torch.Generator().manual_seed(recipe.seed)
-    torch.manual_seed(recipe.seed + 1)
-    progress, best = Progress(), 0
-    for epoch in range(1, recipe.epochs[-1] + 1):
+    order = torch.Generator().manual_seed(recipe.seed + 1)
+    torch.manual_seed(recipe.seed + 2)
+    steps = _Steps(network, task.train, recipe, how, order)
+    progress, best = Progress(), {}
+    for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        network.train()
-        for batch in _batches(len(task.train.y), recipe.batch_size, order):
-            optimizer.zero_grad(set_to_none=True)
-            loss = measure.loss_of(network(task.train.x[batch]), task.train.y[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            for weight in bounded:
-                _project(weight, how.max_norm or math.inf)
+        steps.epoch()
         progress.seconds += time.perf_counter() - start
         progress.epochs = epoch
-        if how.patience or epoch in recipe.epochs or epoch in recipe.looks:
+        if how.patience or epoch in recipe.looks or epoch == recipe.epochs:
             _look(network, task, progress, epoch, train_curve)
-        if how.patience:
-            if progress.best() == epoch:
-                best, progress.states = epoch, {epoch: _copy(network)}
-            if epoch - best >= how.patience:
-                break
-        elif epoch in recipe.epochs:
-            progress.states[epoch] = _copy(network)
+        if how.patience and _is_best(progress):
+            progress.chosen, best = epoch, _copy(network)
+        if how.patience and epoch - progress.chosen >= how.patience:
+            break
+    if best:
+        network.load_state_dict(best)
+    else:
+        progress.chosen = progress.epochs
     return network.eval(), progress
+
+
+class _Steps:
+    """The training steps of one network."""
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        rows: Rows,
+        recipe: Recipe,
+        how: Regularization,
+        order: torch.Generator,
+    ) -> None:
+        self.network, self.rows, self.size, self.order = network, rows, recipe.batch_size, order
+        self.optimizer = _optimizer(network, recipe, how)
+        total = recipe.epochs * len(_batch_sizes(len(rows.y), recipe.batch_size))
+        self.decay = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: max(0.0, 1.0 - step / total)
+        )
+        self.bound = how.max_norm
+        self.bounded = _bounded_weights(network) if how.max_norm else []
+
+    def epoch(self) -> None:
+        """Visit every row once."""
+        self.network.train()
+        x, y = self.rows
+        for batch in _batches(len(y), self.size, self.order):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = measure.loss_of(self.network(x[batch]), y[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.decay.step()
+            for weight in self.bounded:
+                _project(weight, self.bound or math.inf)
+
+
+def _is_best(progress: Progress) -> bool:
+    """Return whether the last look is the first of the lowest validation error (ties: loss)."""
+    return min(progress.looks, key=progress.validation) == progress.looks[-1]
 
 
 def _copy(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -177,7 +206,7 @@ def _optimizer(
     ]
     rate = recipe.settings["learning_rate"]
     if recipe.optimizer == "adam":
-        return torch.optim.AdamW(groups, lr=rate, foreach=True)
+        return torch.optim.Adam(groups, lr=rate, foreach=True)
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, foreach=True)
 
 
@@ -195,12 +224,17 @@ def _project(weight: Tensor, bound: float) -> None:
         weight.mul_(factor)
 
 
+def _batch_sizes(n: int, size: int) -> list[int]:
+    """Return the sizes of an epoch's batches; a last batch of one row joins the one before."""
+    sizes = [size] * (n // size) + [n % size] * (n % size > 0)
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [size + 1]
+    return sizes
+
+
 def _batches(n: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
-    """Yield the row numbers of one epoch; a last batch of one row joins the one before."""
-    batches = list(torch.split(torch.randperm(n, generator=order), size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    yield from batches
+    """Yield the row numbers of one epoch."""
+    yield from torch.split(torch.randperm(n, generator=order), _batch_sizes(n, size))
 
 
 _CURVE_ROWS = 2000
@@ -218,4 +252,4 @@ def _look(
         out = measure.predict(network, rows.x)
         error = measure.error_of(out, rows.y, task.unit)
         progress.curves.setdefault(f"{name}_error", []).append(error)
-        progress.curves.setdefault(f"{name}_loss", []).append(float(measure.loss_of(out, rows.y)))
+        progress.curves.setdefault(f"{name}_loss", []).append(measure.mean_loss(out, rows.y))

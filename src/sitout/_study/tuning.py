@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import arms
 from .errors import StudyError
@@ -28,15 +29,12 @@ if TYPE_CHECKING:
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise StudyError(
             f"Cannot write {path}: {cause}. Make room or choose another --out, then run the same "
             "command again: what had finished is kept."
         ) from error
-
-
-_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class Tuner:
@@ -53,7 +51,8 @@ class Tuner:
     def __init__(
         self, path: Path, arm: str, request: Request, plan: Plan, *, built_in: bool
     ) -> None:
-        self.path, self.arm, self.request, self.built_in = path, arm, request, built_in
+        self.path, self.arm, self.request, self.plan = path, arm, request, plan
+        self.built_in = built_in
         self.trial: optuna.Trial | None = None
         self.spread_trials = (plan.trials + 1) // 2
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -61,15 +60,14 @@ class Tuner:
             self.study = optuna.create_study(
                 study_name=arm, storage=f"sqlite:///{path}", load_if_exists=True
             )
-            for trial in self.study.get_trials(
-                states=(TrialState.RUNNING, TrialState.WAITING), deepcopy=False
-            ):
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,), deepcopy=False):
                 self.study.tell(trial.number, state=TrialState.FAIL)
 
     def settings(self, number: int) -> dict[str, float]:
         """Return the settings of a trial, whether it has finished before or is proposed now.
 
-        In the first half the learning rates are spread evenly, the same for all arms, and the
+        In the first half the learning rates are spread evenly and the numbers of epochs take
+        turns, the same for all arms, and the
         strengths are drawn at random; the second half learns from the finished trials (TPE,
         Bergstra et al. 2011).
         """
@@ -78,24 +76,30 @@ class Tuner:
             finished = self.study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
             if number < len(finished):
                 return dict(finished[number].params)
-            self.study.sampler = optuna.samplers.TPESampler(
+            optimizer, epochs = self.request.optimizer, self.plan.epochs
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
                 seed=seed_of(self.request.seed, self.arm, number),
                 n_startup_trials=self.spread_trials,
             )
-            optimizer = self.request.optimizer
             if number < self.spread_trials:
-                rate = arms.learning_rate(optimizer, number)
-                self.study.enqueue_trial({"learning_rate": rate})
+                fixed = arms.spread(number, optimizer=optimizer, epochs=epochs)
+                sampler = optuna.samplers.PartialFixedSampler(fixed, sampler)
+            self.study.sampler = sampler
             self.trial = self.study.ask()
-            arms.suggest(self.trial, self.arm, optimizer=optimizer, built_in=self.built_in)
+            arms.suggest(
+                self.trial,
+                self.arm,
+                optimizer=optimizer,
+                epochs=epochs,
+                built_in=self.built_in,
+            )
         return dict(self.trial.params)
 
-    def tell(self, error: float, loss: float, epochs: int) -> None:
+    def tell(self, error: float, loss: float) -> None:
         """Record what became of the trial that was proposed last, if it is new."""
         if self.trial is None:
             return
         with _storage_errors(self.path):
             self.trial.set_user_attr("loss", loss)
-            self.trial.set_user_attr("epochs", epochs)
             self.study.tell(self.trial, error)
         self.trial = None

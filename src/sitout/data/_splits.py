@@ -30,7 +30,7 @@ class Split:
 
     Attributes:
         train: int64 [n], ascending row numbers.
-        validation: likewise; the same in every split of a study.
+        validation: likewise.
         test: likewise; empty for tuning.
 
     Example:
@@ -112,8 +112,7 @@ def make_splits(data: DataSet, *, seed: int, train_size: int | None = None) -> S
     """Plan the training, validation and test rows of a study.
 
     The rows that tuning validates on are drawn once per study: 20 % of the rows that are not
-    published test rows, at most 10,000 and at most ``train_size``. No repeat tests on them, so what
-    was tuned on them cannot leak into a test.
+    published test rows, at most 10,000 and at most ``train_size``. No repeat tests on them.
 
     Every repeat draws its own test rows from the others, and its own training and validation rows
     (as many) from all that are left:
