@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 
@@ -48,3 +49,48 @@ def no_module(input_shape, outputs):
 
 def raising(input_shape, outputs):
     raise RuntimeError("out of ideas")
+
+
+ONE = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(13, 3), torch.nn.Dropout(0.5))
+
+
+def always_the_same(input_shape, outputs):
+    return ONE
+
+
+def seeded_elsewhere(input_shape, outputs):
+    network = without_dropout(input_shape, outputs)
+    with torch.no_grad():
+        network[1].weight.fill_(time.perf_counter() % 1.0)
+    return network
+
+
+class Functional(torch.nn.Module):
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.linear = torch.nn.Linear(features, outputs)
+        self.dropout = torch.nn.Dropout(0.2)
+
+    def forward(self, x):
+        return self.linear(self.dropout(torch.nn.functional.dropout(x, 0.5, self.training)))
+
+
+def functional_dropout(input_shape, outputs):
+    return Functional(math.prod(input_shape), outputs)
+
+
+class Thrifty(torch.nn.Module):
+    """One dropout layer at two places of different width."""
+
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(features, 8), torch.nn.Linear(8, 6)
+        self.third, self.dropout = torch.nn.Linear(6, outputs), torch.nn.Dropout(0.2)
+
+    def forward(self, x):
+        x = self.dropout(torch.relu(self.first(x)))
+        return self.third(self.dropout(torch.relu(self.second(x))))
+
+
+def one_dropout_twice(input_shape, outputs):
+    return Thrifty(math.prod(input_shape), outputs)

@@ -209,6 +209,8 @@ FAULTS = [
     (["wine", "--net", "networks_for_tests:raising"], "out of ideas"),
     (["wine", "--net", "networks_for_tests:nope"], "nope"),
     (["wine", "--net", "no_such_module:net"], "no_such_module"),
+    (["wine", "--net", "networks_for_tests:always_the_same"], "a new network at each call"),
+    (["wine", "--net", "networks_for_tests:seeded_elsewhere"], "torch's generator alone"),
     (["wine", "--out", "table.csv/below"], "table.csv"),
     (["mnist", "--data-dir", "nowhere"], "nowhere"),
 ]
@@ -313,6 +315,66 @@ def _digits(folder):
     data = sitout.data.load("digits")
     data.features.iloc[:10].to_csv(folder / "rows.csv", index=False)
     return folder / "rows.csv"
+
+
+def test_a_network_that_stays_random_is_told_of(tmp_path):
+    said = []
+    sitout.study(
+        "wine",
+        network="networks_for_tests:functional_dropout",
+        trials=1,
+        epochs=1,
+        arms=["none", "dropout"],
+        out=tmp_path,
+        say=said.append,
+    )
+    assert any("stays random" in line for line in said)
+
+
+def test_one_dropout_layer_at_two_places_is_measured_at_the_first(tmp_path):
+    found = sitout.study(
+        "wine",
+        network="networks_for_tests:one_dropout_twice",
+        trials=1,
+        epochs=1,
+        arms=["dropout"],
+        out=tmp_path,
+    )
+    assert found.arms[0].worst_unit.unit < 8
+
+
+def test_another_network_of_the_same_name_does_not_resume_a_study(tmp_path, monkeypatch):
+    import networks_for_tests
+
+    def once():
+        network = "networks_for_tests:normalised"
+        sitout.study("wine", network=network, trials=1, epochs=1, arms=["none"], out=tmp_path)
+
+    once()
+    monkeypatch.setattr(networks_for_tests, "normalised", networks_for_tests.without_dropout)
+    with pytest.raises(sitout.StudyError, match="architecture"):
+        once()
+
+
+def test_two_studies_cannot_use_one_folder_at_once(tmp_path):
+    from sitout._study.store import only_one
+
+    with only_one(tmp_path), pytest.raises(sitout.StudyError, match="one study at a time"):
+        sitout.study("wine", network="mlp:4x1", trials=1, epochs=1, out=tmp_path)
+
+
+def test_progress_is_told_after_each_run_in_one_process_too(tmp_path):
+    on_disk = []
+    sitout.study(
+        "wine",
+        network="mlp:4x1",
+        trials=1,
+        epochs=1,
+        arms=["none"],
+        out=tmp_path,
+        report=lambda event: on_disk.append(len(list((tmp_path / "runs").glob("*.json")))),
+    )
+    assert on_disk == list(range(1, 10))
 
 
 def test_regression_is_measured_in_the_unit_of_the_target(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from sitout._study import measure, networks
 from sitout._study.arms import Regularization
-from sitout._study.train import Recipe, Rows, Task, _batches, train
+from sitout._study.train import Recipe, Rows, Task, _batches, _optimizer, _Steps, train
 
 SGD = {"learning_rate": 0.1}
 
@@ -76,8 +76,6 @@ def test_l2_pulls_on_weights_and_not_on_biases(task):
     weights = [name for name, p in plain.named_parameters() if p.dim() > 1]
     before, after = dict(plain.named_parameters()), dict(decayed.named_parameters())
     assert all(after[name].norm() < before[name].norm() for name in weights)
-    from sitout._study.train import _optimizer
-
     groups = _optimizer(plain, recipe(SGD), Regularization(weight_decay=0.5)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
     assert all(p.dim() == 1 for p in groups[1]["params"])
@@ -88,19 +86,24 @@ def test_early_stopping_returns_the_network_of_its_best_epoch(task):
     curves = progress.curves
     seen = list(zip(curves["validation_error"], curves["validation_loss"], strict=True))
     best = min(seen)
-    assert progress.epochs == seen.index(best) + 1 + 3
+    assert progress.chosen == seen.index(best) + 1
+    assert progress.epochs == progress.chosen + 3
     assert progress.epochs < 60
     out = measure.predict(network, task.validation.x)
     assert measure.error_of(out, task.validation.y, 1.0) == best[0]
     assert float(measure.loss_of(out, task.validation.y)) == pytest.approx(best[1])
 
 
-def test_a_run_of_fewer_epochs_is_the_beginning_of_a_longer_one(task):
-    """So one trial answers for all choices of the number of epochs."""
-    settings = SGD | {"hidden_rate": 0.3}
-    _, long = trained(task, settings, epochs=8, looks=(2, 4, 8))
-    _, short = trained(task, settings, epochs=4, looks=(4,))
-    assert short.curves["validation_loss"][-1] == long.curves["validation_loss"][1]
+def test_the_learning_rate_falls_to_zero_by_the_last_batch(task):
+    make = networks.factory("mlp:4x1")
+    how, order = Regularization(), torch.Generator().manual_seed(0)
+    steps = _Steps(make((6,), 2), task.train, recipe(SGD, epochs=3), how, order)
+    rates = []
+    for _ in range(3):
+        rates.append(steps.optimizer.param_groups[0]["lr"])
+        steps.epoch()
+    assert rates == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3])
+    assert steps.optimizer.param_groups[0]["lr"] == 0.0
 
 
 def test_rates_go_to_input_and_hidden_sites(task):

@@ -162,7 +162,8 @@ def check_independent(first: torch.nn.Module, second: torch.nn.Module) -> None:
             "The network's factory must build a new network at each call. It gave the same weights "
             "twice, so one run would go on where another ended."
         )
-    if any(not torch.equal(t, states[1].get(name, t[:0])) for name, t in states[0].items()):
+    pairs = zip(states[0].values(), states[1].values(), strict=False)
+    if states[0].keys() != states[1].keys() or not all(torch.equal(a, b) for a, b in pairs):
         raise StudyError(
             "The network's factory must draw its initial weights from torch's generator alone. "
             "After the same torch.manual_seed it built two different networks."
