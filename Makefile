@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit clean
+.PHONY: study test lint types docs unit reports clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -36,6 +36,12 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)
 $(VENV):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sitout needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+
+reports: $(VENV)/.study ## the studies whose figures stand in the documentation (about half an hour)
+	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out build/digits-400
+	$(BIN)/sitout study fashion-mnist --train-size 5000 --net mlp:512x2 --trials 4 --epochs 20 --out build/fashion-mnist-5000
+	cp build/digits-400/report.json docs/results/digits-400.json
+	cp build/fashion-mnist-5000/report.json docs/results/fashion-mnist-5000.json
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache
