@@ -10,8 +10,6 @@ from .. import functional
 from ._base import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -40,16 +38,6 @@ class AlphaDropout(Site, torch.nn.AlphaDropout):
     Reference:
         Klambauer et al. 2017, arXiv 1706.02515; see :func:`sitout.functional.alpha_dropout`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some elements at saturation."""
@@ -89,16 +77,6 @@ class FeatureAlphaDropout(Site, torch.nn.FeatureAlphaDropout):
         Klambauer et al. 2017, arXiv 1706.02515;
         see :func:`sitout.functional.feature_alpha_dropout`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels at saturation."""

@@ -19,11 +19,11 @@ class Site(torch.nn.Module):
 
     def __init__(
         self,
-        p: float,
-        inplace: bool,
+        p: float = 0.5,
+        inplace: bool = False,
         *,
-        shared_dims: Sequence[int],
-        batch_dim: int,
+        shared_dims: Sequence[int] = (),
+        batch_dim: int = 0,
     ) -> None:
         torch.nn.Module.__init__(self)
         owner = type(self).__name__

@@ -10,8 +10,6 @@ from .. import functional
 from ._base import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -44,16 +42,6 @@ class Dropout(Site, torch.nn.Dropout):
     Reference:
         Srivastava et al. 2014, JMLR 15:1929-1958; see :func:`sitout.functional.dropout`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some elements dropped."""

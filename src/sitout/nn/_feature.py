@@ -10,8 +10,6 @@ from .. import functional
 from ._base import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -40,16 +38,6 @@ class Dropout1d(Site, torch.nn.Dropout1d):
     Reference:
         Tompson et al. 2015, arXiv 1411.4280; see :func:`sitout.functional.dropout1d`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""
@@ -93,16 +81,6 @@ class Dropout2d(Site, torch.nn.Dropout2d):
         the wrong axis.
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""
         return functional.dropout2d(
@@ -140,16 +118,6 @@ class Dropout3d(Site, torch.nn.Dropout3d):
     Reference:
         Tompson et al. 2015, arXiv 1411.4280; see :func:`sitout.functional.dropout3d`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""

@@ -8,8 +8,6 @@ from .. import functional
 from ._base import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -39,16 +37,6 @@ class GaussianDropout(Site):
     """
 
     _p_below_one = True
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        inplace: bool = False,
-        *,
-        shared_dims: Sequence[int] = (),
-        batch_dim: int = 0,
-    ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with noise on every element."""
