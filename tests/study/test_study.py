@@ -416,6 +416,11 @@ def test_a_published_test_split_is_the_same_in_all_repeats(tmp_path):
     assert half > over_repeats  # the rows' own luck is in the interval too
 
 
+def test_a_data_set_brings_its_own_target(tmp_path):
+    with pytest.raises(sitout.StudyError, match="must be None for a DataSet"):
+        sitout.study(sitout.data.load("wine"), target="target", out=tmp_path)
+
+
 def test_networks_that_are_no_network_are_refused():
     with pytest.raises(sitout.StudyError, match="mlp:WIDTHxLAYERS"):
         networks.factory("resnet")

@@ -101,6 +101,11 @@ def study(
         from .conduct import conduct, read, versions
     if isinstance(data, str | os.PathLike):
         data = read(data, target=target, task=task, data_dir=data_dir)
+    elif (target, task, data_dir) != (None, None, None):
+        raise StudyError(
+            "`target`, `task` and `data_dir` must be None for a DataSet, which holds them. "
+            f"Got {(target, task, data_dir)!r}."
+        )
     request = Request(
         data=data.name,
         fingerprint=data.fingerprint,

@@ -52,7 +52,7 @@ class Trial:
     Attributes:
         number: 0, 1, ... within the arm.
         settings: what was tried (``learning_rate``, ``epochs`` and the arm's own strengths).
-        error: on the validation rows, at ``epochs``.
+        error: on the validation rows of tuning.
         loss: likewise.
     """
 

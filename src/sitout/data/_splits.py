@@ -60,7 +60,8 @@ class Splits:
     Attributes:
         seed: the seed of the study.
         validation: int64 [v], the rows that tuning validates on and no repeat tests on.
-        others: int64 [m], the rows that training and random test rows are drawn from.
+        others: int64 [m], all rows but these and published test rows: where random test rows and
+            the training rows of tuning come from.
         test_rows: int64 [t], the published test rows, or None.
         strata: [N], the class of every row (0 in regression).
         n_train: training rows of every split.
