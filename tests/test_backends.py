@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import sitout
-from sitout import backends
-from sitout.backends import explain, reference, select, use
+from sitout.backends import _choice, explain, reference, select, use
 
 X = torch.ones(3)
 
@@ -16,7 +15,7 @@ X = torch.ones(3)
 def _free(monkeypatch):
     """Start with nothing forced, with a second backend to tell from the first, and end so."""
     monkeypatch.delenv("SITOUT_BACKEND", raising=False)
-    monkeypatch.setitem(backends._BACKENDS, "other", type(reference)("other"))
+    monkeypatch.setitem(_choice._BACKENDS, "other", type(reference)("other"))
     use(None)
     yield
     use(None)
@@ -32,7 +31,7 @@ def test_the_reference_serves_every_tensor_and_says_why():
 
 def test_what_explain_names_is_what_select_gives():
     with use("other"):
-        assert select(X) is backends._BACKENDS[explain(X).backend]
+        assert select(X) is _choice._BACKENDS[explain(X).backend]
         assert select(X) is not reference
 
 
@@ -120,8 +119,7 @@ def test_every_function_asks_for_its_backend(monkeypatch):
     def mark(x, *_, **__):
         return torch.full_like(x, 7.0)
 
-    monkeypatch.setattr(backends._BACKENDS["other"], "masked", mark, raising=False)
-    monkeypatch.setattr(backends._BACKENDS["other"], "noise", mark, raising=False)
+    monkeypatch.setattr(_choice._BACKENDS["other"], "drop", mark, raising=False)
     shapes = {"dropout2d": (2, 3, 4, 4), "dropout3d": (2, 3, 4, 4, 4)}
     for name in sitout.functional.__all__:
         with use("other"):

@@ -9,6 +9,7 @@ import pytest
 
 PUBLIC = {
     "sitout": [
+        "MaskClock",
         "MaskKey",
         "Study",
         "StudyError",
@@ -17,19 +18,23 @@ PUBLIC = {
         "functional",
         "masks",
         "nn",
+        "parallel",
         "study",
     ],
     "sitout.backends": [
         "Address",
         "Explanation",
+        "drop",
         "explain",
         "reference",
         "select",
         "use",
     ],
     "sitout.backends.reference": [
-        "masked",
-        "noise",
+        "drop",
+    ],
+    "sitout.clock": [
+        "MaskClock",
     ],
     "sitout.data": [
         "DataError",
@@ -60,6 +65,11 @@ PUBLIC = {
         "kept_samples",
         "kept_units",
         "normals",
+        "rate_data",
+    ],
+    "sitout.parallel": [
+        "block",
+        "rows",
     ],
     "sitout.nn": [
         "AlphaDropout",

@@ -4,12 +4,14 @@
 them, and ``sitout.study`` measures whether dropout helps a network on given data.
 """
 
-from . import backends, functional, masks, nn
+from . import backends, functional, masks, nn, parallel
 from ._study import Study, StudyError, study
 from ._version import __version__
+from .clock import MaskClock
 from .masks import MaskKey
 
 __all__ = [
+    "MaskClock",
     "MaskKey",
     "Study",
     "StudyError",
@@ -18,5 +20,6 @@ __all__ = [
     "functional",
     "masks",
     "nn",
+    "parallel",
     "study",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
 
+import torch
+
 
 def message(what: str, rule: str, got: object, way_out: str = "") -> str:
     """Return ``"<what> must be <rule>. Got <got>. <way out>"``, in one line."""
@@ -31,6 +33,21 @@ def rate(p: object, owner: str, *, below_one: bool = False) -> float:
     return value
 
 
+def rate_or_data(p: object, owner: str, *, below_one: bool = False) -> float | torch.Tensor:
+    """Return ``p`` as a float, or as it is where it is a rate as data: int64 ``[2]``.
+
+    Raises:
+        TypeError: it is another tensor, or as :func:`rate`.
+        ValueError: as :func:`rate`.
+    """
+    if not isinstance(p, torch.Tensor):
+        return rate(p, owner, below_one=below_one)
+    if p.dtype != torch.int64 or p.shape != (2,):
+        rule = "a number, or int64 [2] as sitout.masks.rate_data(p) makes it"
+        raise TypeError(message(f"`p` of {owner}", rule, p))
+    return p
+
+
 def flag(value: object, name: str, owner: str) -> bool:
     """Return ``value`` if it is a bool.
 
@@ -39,6 +56,17 @@ def flag(value: object, name: str, owner: str) -> bool:
     """
     if not isinstance(value, bool):
         raise TypeError(message(f"`{name}` of {owner}", "True or False", value))
+    return value
+
+
+def generator(value: object, owner: str) -> torch.Generator | None:
+    """Return ``value`` if it is a generator or None.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(message(f"`generator` of {owner}", "a torch.Generator or None", value))
     return value
 
 

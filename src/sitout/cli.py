@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 import typer
 from rich.console import Console
 
 from . import __version__, _report
+from ._replay import ReplayError
+from ._replay import replay as run_replay
 from ._study import ARMS, Study, StudyError
 from ._study import study as run_study
 from ._study.predict import predict as run_predict
@@ -37,7 +40,7 @@ def _one_line(command: str, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         typer.echo(str(stopped) or "Stopped.", err=True)
         raise typer.Exit(130) from stopped
-    except StudyError as error:
+    except (StudyError, ReplayError) as error:
         if debug:
             raise
         typer.echo(f"sitout {command}: {error}", err=True)
@@ -179,3 +182,62 @@ def predict(
                 out.write_text(text)
             except OSError as error:
                 raise StudyError(f"Cannot write {out}: {error.strerror}.") from error
+
+
+@app.command()
+def replay(
+    state: Annotated[
+        Path, typer.Argument(help="What torch.save wrote: clock.state_dict(), alone or in a dict.")
+    ],
+    site: Annotated[
+        str, typer.Option(help="Name of the layer in the model; or its number, if no name fits.")
+    ],
+    step: Annotated[int, typer.Option(help="The optimizer step.")],
+    shape: Annotated[str, typer.Option(help="Of the layer's input: 32,128.")],
+    p: Annotated[float, typer.Option("--p", help="Its drop rate then.")],
+    call: Annotated[int, typer.Option(help="How many times it had run before in the step.")] = 0,
+    rows: Annotated[
+        str | None, typer.Option(help="Positions in the batch: 8:16, or 3,5,9; all if not given.")
+    ] = None,
+    shared_dims: Annotated[
+        str, typer.Option(help="Dims along which one bit serves all: 2,3 for Dropout2d.")
+    ] = "",
+    batch_dim: Annotated[int, typer.Option(help="Dim of the samples.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print which units of a layer sat out at a past step under a MaskClock."""
+    with _one_line("replay", debug):
+        found = run_replay(
+            state,
+            site,
+            step,
+            _ints(shape, "--shape"),
+            p,
+            call=call,
+            rows=None if rows is None else torch.tensor(_positions(rows)),
+            shared_dims=_ints(shared_dims, "--shared-dims"),
+            batch_dim=batch_dim,
+        )
+    if json:
+        typer.echo(found.to_json())
+    else:
+        for line in found.lines():
+            typer.echo(line)
+
+
+def _ints(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ReplayError(f"{option} must be ints with commas between. Got {text!r}.") from None
+
+
+def _positions(text: str) -> list[int]:
+    start, colon, stop = text.partition(":")
+    ends = _ints(start, "--rows") + _ints(stop, "--rows")
+    if not colon:
+        return ends
+    if len(ends) != 2:
+        raise ReplayError(f"--rows must be like 8:16 or 3,5,9. Got {text!r}.")
+    return list(range(*ends))

@@ -29,6 +29,7 @@ __all__ = [
     "kept_samples",
     "kept_units",
     "normals",
+    "rate_data",
 ]
 
 SPEC_VERSION = 1
@@ -103,7 +104,7 @@ def _philox(
     return c0, c1, c2, c3
 
 
-def _words(key: MaskKey, kind: int, rows: Tensor, blocks: Tensor) -> tuple[Tensor, ...]:
+def _words(key: MaskKey, kind: int | Tensor, rows: Tensor, blocks: Tensor) -> tuple[Tensor, ...]:
     """Return the four words of every block, each ``[len(rows), n]``.
 
     A field in a tensor that is wider than its place in the address counts modulo its width.
@@ -180,6 +181,28 @@ def effective_rate(p: float) -> float:
     """
     bits, threshold = _threshold(_checks.rate(p, "effective_rate"))
     return threshold / 2.0**bits
+
+
+def rate_data(p: float, device: torch.device | str = "cpu") -> Tensor:
+    """Return a rate as data, for code that must not depend on its value, such as a compiled graph.
+
+    Args:
+        p: drop rate, a fraction in [0, 1].
+        device: where the tensor is made.
+
+    Returns:
+        int64 ``[2]``: (bits, T). An element is dropped iff its lane of so many bits is less than
+        T. :func:`keep_mask` and the functions of ``sitout.functional`` take it as ``p``.
+
+    Raises:
+        TypeError: ``p`` is no real number.
+        ValueError: ``p`` is not in [0, 1].
+
+    Example:
+        >>> rate_data(0.25)
+        tensor([   16, 16384])
+    """
+    return torch.tensor(_threshold(_checks.rate(p, "rate_data")), device=device)
 
 
 class _Place(NamedTuple):
@@ -268,7 +291,7 @@ def _cut(
 
 def keep_mask(
     key: MaskKey,
-    p: float,
+    p: float | Tensor,
     shape: Sequence[int],
     *,
     shared_dims: Sequence[int] = (),
@@ -282,7 +305,7 @@ def keep_mask(
 
     Args:
         key: the address.
-        p: drop rate, a fraction in [0, 1].
+        p: drop rate, a fraction in [0, 1]; or as data, see :func:`rate_data`.
         shape: of the tensor that is masked, ``[B, ...]``.
         shared_dims: dims along which one mask bit serves all; the mask has size 1 there.
         batch_dim: the dim whose index is the row (rank 2 and more).
@@ -306,10 +329,13 @@ def keep_mask(
     Reference:
         Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox).
     """
-    bits, threshold = _threshold(_checks.rate(p, "keep_mask"))
+    p = _checks.rate_or_data(p, "keep_mask")
     place = _place(shape, shared_dims, batch_dim, rows, block, device)
     if cols is not None:
         place = _with_cols(place, cols, block, device)
+    if isinstance(p, Tensor):
+        return place.arrange(_keep_by_data(key, p.to(device), place))
+    bits, threshold = _threshold(p)
     if threshold == 0:
         return torch.ones(place.shape, dtype=torch.bool, device=device)
     if threshold == 1 << bits:
@@ -320,6 +346,24 @@ def keep_mask(
     )
     lanes = _halves(words) if narrow else words
     return place.arrange(_spread([lane >= threshold for lane in lanes], place.cols))
+
+
+def _keep_by_data(key: MaskKey, rate: Tensor, place: _Place) -> Tensor:
+    """Return the mask ``[R, cols]`` of a rate whose number of bits is known to the device alone."""
+    bits, threshold = rate.unbind()
+    narrow = (bits == 16).long()  # a narrow lane is half a word, a wide one a whole word
+    if isinstance(place.cols, Tensor):
+        cols = place.cols
+        words = _words(key, _WIDE - narrow, place.rows, cols >> narrow >> 2)
+        word = torch.stack(words, dim=-1)
+        index = (cols >> narrow & 3).expand(word.shape[:-1])
+        word = word.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    else:
+        cols = torch.arange(place.cols, device=place.rows.device)
+        words = _words(key, _WIDE - narrow, place.rows, _blocks(place, 4))
+        word = torch.stack(words, dim=-1).flatten(1)[:, cols >> narrow]
+    lane = word >> (cols & narrow) * 16 & (1 << bits) - 1
+    return lane >= threshold
 
 
 def _blocks(place: _Place, lanes: int) -> Tensor:
@@ -481,7 +525,8 @@ def draw_key(
 
     Returns:
         A key whose seed is a 64-bit ticket. On CUDA in eager mode the ticket is computed from the
-        generator's seed and offset, without a launch; elsewhere it is one ``torch.randint``.
+        generator's seed and offset, without a launch; elsewhere it is one ``torch.randint``. A
+        meta tensor draws nothing.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -496,7 +541,7 @@ def draw_key(
         generator = generator or torch.cuda.default_generators[index]
         if not torch.cuda.is_current_stream_capturing():
             return MaskKey(seed=_cuda_ticket(generator))
-    where = device if on_cuda else "cpu"
+    where = device if on_cuda or device.type == "meta" else "cpu"
     return MaskKey(seed=torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=where))
 
 

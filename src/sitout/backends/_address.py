@@ -1,13 +1,18 @@
-"""The address of a mask over a tensor, as it travels through autograd."""
+"""The address of a mask over a tensor, as it travels through autograd and torch's op registry."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-    from ..masks import MaskKey
+from ..masks import MaskKey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LO32 = 0xFFFFFFFF
 
 
 class Address(NamedTuple):
@@ -30,3 +35,65 @@ class Address(NamedTuple):
     batch_dim: int = 0
     rows: Tensor | None = None
     block: tuple[tuple[int, int], ...] | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that the address holds."""
+        key = self.key
+        fields = (key.seed, key.site, key.step, key.call, self.rows)
+        return [field for field in fields if isinstance(field, Tensor)]
+
+    def pack(self) -> Packed:
+        """Return the address in the types that a registered op may take."""
+        seed, site, step, call = self.key.seed, self.key.site, self.key.step, self.key.call
+        # The mask function takes seed XOR call << 32, so two numbers hold the four fields.
+        key = seed if _is_zero(call) else seed ^ (call << 32)
+        counter = step & _LO32 if _is_zero(site) else step & _LO32 | (site & 0xFFFFFFF) << 32
+        block = None if self.block is None else [size for pair in self.block for size in pair]
+        return Packed(
+            _tensor(key),
+            None if _is_zero(counter) else _tensor(counter),
+            self.rows,
+            block,
+            list(self.shared_dims),
+            self.batch_dim,
+        )
+
+
+class Packed(NamedTuple):
+    """An :class:`Address` as arguments of a registered op.
+
+    Args:
+        key: int64 with no dims: seed XOR call << 32.
+        counter: int64 with no dims or ``[B]``: site << 32 | step; None for 0.
+        rows: as in the address.
+        block: start, full size, start, full size, ...
+        shared_dims: as in the address.
+        batch_dim: as in the address.
+    """
+
+    key: Tensor
+    counter: Tensor | None
+    rows: Tensor | None
+    block: Sequence[int] | None
+    shared_dims: Sequence[int]
+    batch_dim: int
+
+    def unpack(self) -> Address:
+        """Return the address."""
+        key = MaskKey(seed=self.key)
+        if self.counter is not None:
+            site = self.counter.reshape(-1)[0] >> 32
+            key = MaskKey(seed=self.key, site=site, step=self.counter & _LO32)
+        block = self.block
+        pairs = None if block is None else tuple(zip(block[::2], block[1::2], strict=True))
+        return Address(key, tuple(self.shared_dims), self.batch_dim, self.rows, pairs)
+
+
+def _is_zero(value: int | Tensor) -> bool:
+    return not isinstance(value, Tensor) and value == 0
+
+
+def _tensor(value: int | Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64, device="cpu")

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks, backends, masks
+from torch import Tensor
+
+from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from torch import Tensor
 
     from ..masks import MaskKey
-
-_SATURATION = -1.7580993408473766  # -lambda * alpha of SELU
-
-
-def _alpha(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    owner: str,
-    options: _call.Options,
-) -> Tensor:
-    rate = masks.effective_rate(p)
-    address = _call.address(x, owner, options, draws=rate < 1.0)
-    backend = backends.select(x)
-    if rate == 1.0:
-        return _call.write(x, backend.masked(x, address, p, 0.0), inplace)
-    a = ((1.0 - rate) * (1.0 + rate * _SATURATION**2)) ** -0.5
-    b = -a * rate * _SATURATION
-    return _call.write(x, backend.masked(x, address, p, a, b, a * _SATURATION + b), inplace)
 
 
 def alpha_dropout(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -80,16 +62,16 @@ def alpha_dropout(
         ``training`` is True by default, as in the other functions; it is False in
         ``torch.nn.functional.alpha_dropout``.
     """
-    p = _checks.rate(p, "alpha_dropout")
-    if not _call.active(x, p, training):
+    p = _checks.rate_or_data(p, "alpha_dropout")
+    if not _call.active(x, p, "alpha", training, "alpha_dropout"):
         return x
     options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    return _alpha(x, p, inplace, "alpha_dropout", options)
+    return _call.write(x, _call.drop(x, p, "alpha", "alpha_dropout", options), inplace)
 
 
 def feature_alpha_dropout(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -134,15 +116,15 @@ def feature_alpha_dropout(
         ``training`` is True by default, as in the other functions.
     """
     owner = "feature_alpha_dropout"
-    p = _checks.rate(p, owner)
-    if x.dim() < 2:
+    p = _checks.rate_or_data(p, owner)
+    if isinstance(x, Tensor) and x.dim() < 2:
         way_out = "For single elements use alpha_dropout / AlphaDropout."
         raise ValueError(
             _checks.message(f"The input of {owner}", "[N, C, ...]", tuple(x.shape), way_out)
         )
-    if not _call.active(x, p, training):
+    if not _call.active(x, p, "alpha", training, owner):
         return x
     _call.check_channel_batch_dim(batch_dim, False, owner)
     shared = _call.with_spatial(shared_dims, x.dim())
     options = _call.Options(key, rows, block, shared, batch_dim, generator)
-    return _alpha(x, p, inplace, owner, options)
+    return _call.write(x, _call.drop(x, p, "alpha", owner, options), inplace)

@@ -5,19 +5,56 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import _checks, masks
-from ..backends import Address
+import torch
+from torch import Tensor
+
+from .. import _checks, backends, masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-    from torch import Tensor
+    from ..backends._law import Law
 
 
-def active(x: Tensor, p: float, training: bool) -> bool:
-    """Return whether there is anything to do: the identity draws no ticket."""
-    return training and masks.effective_rate(p) > 0.0 and x.numel() > 0
+def active(x: Tensor, p: float | Tensor, law: Law, training: bool, owner: str) -> bool:
+    """Return whether there is anything to do: the identity draws no ticket.
+
+    Raises:
+        TypeError: in training, ``x`` is no tensor that a mask can be laid over.
+    """
+    if not training or _held(p, law) == 0.0:
+        return False
+    _check_input(x, owner)
+    return x.numel() > 0
+
+
+def _held(p: float | Tensor, law: Law) -> float | None:
+    """Return the rate that holds; None where only the device knows it."""
+    if isinstance(p, Tensor):
+        return None
+    return p if law == "gaussian" else masks.effective_rate(p)
+
+
+def _check_input(x: object, owner: str) -> None:
+    what = f"The input of {owner}"
+    if isinstance(x, torch.fx.Proxy):
+        way_out = "Trace the model in evaluation, or use torch.export."
+        raise TypeError(_checks.message(what, "a tensor", "a symbolic trace in training", way_out))
+    if not isinstance(x, Tensor):
+        raise TypeError(_checks.message(what, "a tensor", type(x).__name__))
+    if x.is_nested:
+        rule, way_out = "one tensor of one shape", "Apply it to each of x.unbind()."
+        raise TypeError(_checks.message(what, rule, "a nested tensor", way_out))
+    if x.layout != torch.strided:
+        rule, way_out = "dense", "Apply it to x.to_dense() or to the values."
+        raise TypeError(_checks.message(what, rule, x.layout, way_out))
+    if type(x).__module__.startswith("torch.distributed.tensor"):
+        rule, way_out = "a local tensor", "Pass x.to_local(), with rows= and block= of the shard."
+        raise TypeError(_checks.message(what, rule, type(x).__name__, way_out))
+    if not x.is_floating_point():
+        way_out = "" if x.is_complex() else "Convert it with x.float()."
+        rule = "of a floating dtype in training"
+        raise TypeError(_checks.message(what, rule, x.dtype, way_out))
 
 
 class Options(NamedTuple):
@@ -31,28 +68,31 @@ class Options(NamedTuple):
     generator: torch.Generator | None
 
 
-def address(x: Tensor, owner: str, options: Options, *, draws: bool = True) -> Address:
-    """Return the address of this call; in default mode it is drawn, unless nothing hangs on it.
+def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -> Tensor:
+    """Drop from ``x`` at the address of this call.
+
+    In default mode the address is drawn, unless all sits out and nothing hangs on it.
 
     Raises:
-        TypeError: ``x`` is not of a real floating dtype, or an option has the wrong type.
+        TypeError: an option has the wrong type.
         ValueError: both a key and a generator were given, or a block is not made of pairs.
     """
-    if not x.is_floating_point():
-        way_out = "" if x.is_complex() else "Convert it with x.float()."
-        rule = "of a floating dtype in training"
-        raise TypeError(_checks.message(f"The input of {owner}", rule, x.dtype, way_out))
     key, rows, block, shared_dims, batch_dim, generator = options
     shared = _checks.dims(shared_dims, "shared_dims", owner)
     cut = None if block is None else _pairs(block, owner)
     if key is not None and not isinstance(key, masks.MaskKey):
         raise TypeError(_checks.message(f"`key` of {owner}", "a MaskKey", key))
+    _checks.generator(generator, owner)
     if key is not None and generator is not None:
         what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
         raise ValueError(_checks.message(what, rule, "both"))
+    if generator is not None and torch.compiler.is_compiling():
+        way_out = "Draw outside: key=sitout.masks.draw_key(generator=...)."
+        what = f"`generator` of {owner}"
+        raise ValueError(_checks.message(what, "None in compiled code", "a Generator", way_out))
     if key is None:
-        key = masks.draw_key(x.device, generator) if draws else masks.MaskKey()
-    return Address(key, shared, batch_dim, rows, cut)
+        key = masks.MaskKey() if _held(p, law) == 1.0 else masks.draw_key(x.device, generator)
+    return backends.drop(x, backends.Address(key, shared, batch_dim, rows, cut), p, law)
 
 
 def _pairs(block: Sequence[tuple[int, int]], owner: str) -> tuple[tuple[int, int], ...]:
@@ -61,12 +101,6 @@ def _pairs(block: Sequence[tuple[int, int]], owner: str) -> tuple[tuple[int, int
     except (TypeError, ValueError):
         rule = "a sequence of (start, full size) pairs of ints"
         raise ValueError(_checks.message(f"`block` of {owner}", rule, block)) from None
-
-
-def scale_of(p: float) -> float:
-    """Return what kept values are multiplied with: 1 / (1 - p_eff), in binary64; 0 at p = 1."""
-    rate = masks.effective_rate(p)
-    return 0.0 if rate == 1.0 else 1.0 / (1.0 - rate)
 
 
 def write(x: Tensor, out: Tensor, inplace: bool) -> Tensor:

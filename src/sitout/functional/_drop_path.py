@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks, backends
+from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def drop_path(
     x: Tensor,
-    p: float,
+    p: float | Tensor,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -60,15 +60,13 @@ def drop_path(
         Huang et al. 2016, arXiv 1603.09382 (there the whole batch, unscaled; the scaling is that
         of inverted dropout).
     """
-    p = _checks.rate(p, "drop_path")
-    if not _call.active(x, p, training):
+    p = _checks.rate_or_data(p, "drop_path")
+    if not _call.active(x, p, "dropout", training, "drop_path"):
         return x
     wide = x.unsqueeze(-1) if x.dim() == 1 else x
     batch = _checks.dim(batch_dim, max(x.dim(), 1), "batch_dim")
     shared = [_checks.dim(dim, x.dim(), "shared_dims") for dim in shared_dims]
-    scale = _call.scale_of(p)
     shared += [dim for dim in range(wide.dim()) if dim != batch]
     options = _call.Options(key, rows, None, shared, batch, generator)
-    address = _call.address(wide, "drop_path", options, draws=scale > 0.0)
-    out = backends.select(x).masked(wide, address, p, scale if scale_by_keep else 1.0)
+    out = _call.drop(wide, p, "dropout" if scale_by_keep else "path", "drop_path", options)
     return _call.write(x, out.view_as(x), inplace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks, backends
+from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def dropout(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -33,7 +33,7 @@ def dropout(
 
     Args:
         x: ``[B, ...]``, a floating dtype. No mask of it is stored.
-        p: drop rate, a fraction in [0, 1].
+        p: drop rate, a fraction in [0, 1]; or as data, see :func:`sitout.masks.rate_data`.
         training: without it the function is the identity.
         inplace: write the result into ``x``.
         key: the address of the mask; if None it is drawn from torch's generator, so that
@@ -64,10 +64,8 @@ def dropout(
         Kept units are scaled in training instead of all units at prediction. A dropped unit is
         set to 0, not multiplied by it: NaN and infinity in it do not leak.
     """
-    p = _checks.rate(p, "dropout")
-    if not _call.active(x, p, training):
+    p = _checks.rate_or_data(p, "dropout")
+    if not _call.active(x, p, "dropout", training, "dropout"):
         return x
-    scale = _call.scale_of(p)
     options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    address = _call.address(x, "dropout", options, draws=scale > 0.0)
-    return _call.write(x, backends.select(x).masked(x, address, p, scale), inplace)
+    return _call.write(x, _call.drop(x, p, "dropout", "dropout", options), inplace)

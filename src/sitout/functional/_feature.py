@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks, backends
+from torch import Tensor
+
+from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from torch import Tensor
 
     from ..masks import MaskKey
 
@@ -32,33 +33,30 @@ def _way_out(owner: str, rank: int) -> str:
 
 def _dropout_nd(
     x: Tensor,
-    p: float,
+    p: float | Tensor,
     training: bool,
     inplace: bool,
     n: int,
     options: _call.Options,
 ) -> Tensor:
     owner = f"dropout{n}d"
-    p = _checks.rate(p, owner)
-    if x.dim() not in _RANKS[n]:
+    p = _checks.rate_or_data(p, owner)
+    if isinstance(x, Tensor) and x.dim() not in _RANKS[n]:
         what, way_out = f"The input of {owner}", _way_out(owner, x.dim())
         raise ValueError(_checks.message(what, _SHAPES[n], tuple(x.shape), way_out))
-    if not _call.active(x, p, training):
+    if not _call.active(x, p, "dropout", training, owner):
         return x
     unbatched = x.dim() == n + 1
     batched = x.unsqueeze(0) if unbatched else x
     _call.check_channel_batch_dim(options.batch_dim, unbatched, owner)
-    scale = _call.scale_of(p)
     shared = _call.with_spatial(options.shared_dims, batched.dim())
-    options = options._replace(shared_dims=shared)
-    address = _call.address(batched, owner, options, draws=scale > 0.0)
-    out = backends.select(x).masked(batched, address, p, scale)
+    out = _call.drop(batched, p, "dropout", owner, options._replace(shared_dims=shared))
     return _call.write(x, out.squeeze(0) if unbatched else out, inplace)
 
 
 def dropout1d(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -104,7 +102,7 @@ def dropout1d(
 
 def dropout2d(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -155,7 +153,7 @@ def dropout2d(
 
 def dropout3d(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks, backends
+from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def gaussian_dropout(
     x: Tensor,
-    p: float = 0.5,
+    p: float | Tensor = 0.5,
     training: bool = True,
     inplace: bool = False,
     *,
@@ -57,10 +57,9 @@ def gaussian_dropout(
     Reference:
         Srivastava et al. 2014, JMLR 15:1929-1958, section 10.
     """
-    p = _checks.rate(p, "gaussian_dropout", below_one=True)
-    if p == 0.0 or not training or x.numel() == 0:
+    owner = "gaussian_dropout"
+    p = _checks.rate_or_data(p, owner, below_one=True)
+    if not _call.active(x, p, "gaussian", training, owner):
         return x
     options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    address = _call.address(x, "gaussian_dropout", options)
-    sigma = (p / (1.0 - p)) ** 0.5
-    return _call.write(x, backends.select(x).noise(x, address, sigma), inplace)
+    return _call.write(x, _call.drop(x, p, "gaussian", owner, options), inplace)

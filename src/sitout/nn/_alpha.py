@@ -23,6 +23,7 @@ class AlphaDropout(Site, torch.nn.AlphaDropout):
         inplace: write the result into the input.
         shared_dims: dims along which one mask bit serves all.
         batch_dim: the dim of the samples, 1 for ``[T, B, C]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[B, ...]`` to the same shape.
@@ -41,13 +42,17 @@ class AlphaDropout(Site, torch.nn.AlphaDropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some elements at saturation."""
+        key, rows = self._address()
         return functional.alpha_dropout(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )
 
 
@@ -61,6 +66,7 @@ class FeatureAlphaDropout(Site, torch.nn.FeatureAlphaDropout):
         inplace: write the result into the input.
         shared_dims: further dims along which one mask bit serves all.
         batch_dim: 0, or 1 for ``[C, N, ...]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[N, C, ...]`` to the same shape.
@@ -80,11 +86,15 @@ class FeatureAlphaDropout(Site, torch.nn.FeatureAlphaDropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels at saturation."""
+        key, rows = self._address()
         return functional.feature_alpha_dropout(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
+from torch import Tensor
 
-from .. import _checks
+from .. import _checks, masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+
+class Ticker(Protocol):
+    """What a clock leaves with a layer: it tells the address of each call."""
+
+    def address(self, layer: torch.nn.Module) -> tuple[masks.MaskKey | None, Tensor | None]:
+        """Return the key and the rows of this call, or None and None while no step is open."""
 
 
 class Site(torch.nn.Module):
     """A place in a model where units sit out in training: the base of every layer here."""
 
+    rate_data: Tensor | None
+    _ticker: Ticker | None = None
     _p_below_one = False
 
     def __init__(
@@ -24,22 +34,78 @@ class Site(torch.nn.Module):
         *,
         shared_dims: Sequence[int] = (),
         batch_dim: int = 0,
+        generator: torch.Generator | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
         owner = type(self).__name__
+        self.register_buffer("rate_data", None, persistent=False)
         self.p = p
         self.inplace = _checks.flag(inplace, "inplace", owner)
         self.shared_dims = _checks.dims(shared_dims, "shared_dims", owner)
         self.batch_dim = _checks.integer(batch_dim, "batch_dim", owner)
+        self.generator = _checks.generator(generator, owner)
 
     @property
     def p(self) -> float:
-        """The drop rate, a fraction in [0, 1]."""
-        return self._p
+        """The drop rate, a fraction in [0, 1]; of a schedulable layer the rate that holds."""
+        data = self.rate_data
+        if data is None or data.is_meta:
+            return self._p
+        bits, threshold = data.tolist()
+        return float(threshold / 2.0**bits)
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = _checks.rate(value, type(self).__name__, below_one=self._p_below_one)
+        owner, below_one = type(self).__name__, self._p_below_one
+        rate = _checks.rate(value, owner, below_one=below_one)
+        if self.rate_data is not None:
+            if below_one:  # 1 - 2**-40 has 1 as the nearest rate that can be data
+                _checks.rate(masks.effective_rate(rate), owner, below_one=True)
+            self._write(masks.rate_data(rate))
+        self._p = rate
+
+    def schedulable_(self) -> Self:
+        """Keep the rate as data from now on, so that setting ``p`` recompiles nothing.
+
+        The rate moves into ``rate_data``, an int64 buffer ``[2]`` that no checkpoint holds. A
+        change of ``p`` fills it in place, and compiled code reads it at each call. Such a layer
+        draws a ticket at p = 0 and at p = 1 too.
+
+        Returns:
+            The layer.
+
+        Example:
+            >>> layer = sitout.nn.Dropout(0.5).schedulable_()
+            >>> layer.p = 0.25
+            >>> layer.rate_data
+            tensor([   16, 16384])
+        """
+        if self.rate_data is None:
+            self.rate_data = masks.rate_data(self._p)
+            self.p = self._p
+        return self
+
+    def _write(self, data: Tensor) -> None:
+        with torch.no_grad():
+            if self.rate_data is not None:
+                self.rate_data.copy_(data)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast as every module does; the rate survives ``to_empty`` too."""
+        data = self.rate_data
+        before = masks.rate_data(self._p) if data is None or data.is_meta else data.cpu()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._write(before)
+        return self
+
+    def _rate(self) -> float | Tensor:
+        return self._p if self.rate_data is None else self.rate_data
+
+    def _address(self) -> tuple[masks.MaskKey | None, Tensor | None]:
+        """Return the key and the rows of this call, or None and None in default mode."""
+        if self._ticker is None or not self.training:
+            return None, None
+        return self._ticker.address(self)
 
     def extra_repr(self) -> str:
         """Return what stands between the parentheses of ``repr``."""
@@ -48,4 +114,6 @@ class Site(torch.nn.Module):
             parts.append(f"shared_dims={self.shared_dims}")
         if self.batch_dim:
             parts.append(f"batch_dim={self.batch_dim}")
+        if self.generator is not None:
+            parts.append(f"generator={self.generator.device}")
         return ", ".join(parts)

@@ -10,6 +10,7 @@ from ._base import Site
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
 
@@ -24,6 +25,7 @@ class DropPath(Site):
         inplace: write the result into the input.
         shared_dims: ``(0,)`` makes the whole batch drop together.
         batch_dim: the dim of the samples, 1 for ``[T, B, C]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[B, ...]`` to the same shape.
@@ -51,20 +53,27 @@ class DropPath(Site):
         inplace: bool = False,
         shared_dims: Sequence[int] = (),
         batch_dim: int = 0,
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(p, inplace, shared_dims=shared_dims, batch_dim=batch_dim)
+        super().__init__(
+            p, inplace, shared_dims=shared_dims, batch_dim=batch_dim, generator=generator
+        )
         self.scale_by_keep = _checks.flag(scale_by_keep, "scale_by_keep", "DropPath")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with zeros for some samples."""
+        key, rows = self._address()
         return functional.drop_path(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
             scale_by_keep=self.scale_by_keep,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )
 
     def extra_repr(self) -> str:

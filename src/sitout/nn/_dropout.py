@@ -24,6 +24,7 @@ class Dropout(Site, torch.nn.Dropout):
         shared_dims: dims along which one mask bit serves all: ``(1,)`` on ``[B, T, C]`` locks the
             mask over time, ``(0,)`` over the batch.
         batch_dim: the dim of the samples, 1 for ``[T, B, C]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[B, ...]`` to the same shape.
@@ -45,11 +46,15 @@ class Dropout(Site, torch.nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some elements dropped."""
+        key, rows = self._address()
         return functional.dropout(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )

@@ -23,6 +23,7 @@ class Dropout1d(Site, torch.nn.Dropout1d):
         inplace: write the result into the input.
         shared_dims: further dims along which one mask bit serves all.
         batch_dim: 0, or 1 for ``[C, N, ...]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[N, C, L]`` or ``[C, L]`` to the same shape.
@@ -41,13 +42,17 @@ class Dropout1d(Site, torch.nn.Dropout1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""
+        key, rows = self._address()
         return functional.dropout1d(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )
 
 
@@ -61,6 +66,7 @@ class Dropout2d(Site, torch.nn.Dropout2d):
         inplace: write the result into the input.
         shared_dims: further dims along which one mask bit serves all.
         batch_dim: 0, or 1 for ``[C, N, ...]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[N, C, H, W]`` to the same shape.
@@ -83,13 +89,17 @@ class Dropout2d(Site, torch.nn.Dropout2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""
+        key, rows = self._address()
         return functional.dropout2d(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )
 
 
@@ -103,6 +113,7 @@ class Dropout3d(Site, torch.nn.Dropout3d):
         inplace: write the result into the input.
         shared_dims: further dims along which one mask bit serves all.
         batch_dim: 0, or 1 for ``[C, N, ...]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[N, C, D, H, W]`` or ``[C, D, H, W]`` to the same shape.
@@ -121,11 +132,15 @@ class Dropout3d(Site, torch.nn.Dropout3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with some channels dropped."""
+        key, rows = self._address()
         return functional.dropout3d(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )

@@ -19,6 +19,7 @@ class GaussianDropout(Site):
         inplace: write the result into the input.
         shared_dims: dims along which one number serves all.
         batch_dim: the dim of the samples, 1 for ``[T, B, C]``.
+        generator: drawn from instead of torch's default generator.
 
     Shape:
         ``[B, ...]`` to the same shape.
@@ -40,11 +41,15 @@ class GaussianDropout(Site):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, in training with noise on every element."""
+        key, rows = self._address()
         return functional.gaussian_dropout(
             x,
-            self.p,
+            self._rate(),
             self.training,
             self.inplace,
+            key=key,
+            rows=rows,
             shared_dims=self.shared_dims,
             batch_dim=self.batch_dim,
+            generator=self.generator,
         )

@@ -1,0 +1,242 @@
+"""What a clock leaves with the layers of its model: the address of each call."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from .masks import MaskKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What ``at`` of a clock says."""
+
+    step: int
+    rows: Tensor | None
+
+
+class State:
+    """What a clock shares with its tickers.
+
+    Eager code reads the seed and the step as ints. Compiled code and captured CUDA graphs read
+    tensors that are filled in place, for an int that changes would be compiled anew each time.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.step = 0  # what the tensor below holds
+        self.seed_tensor = torch.tensor(seed)
+        self.step_tensor = torch.tensor(0)
+        self.block: Block | None = None
+        self.tickers: list[Ticker] = []
+        self.recomputing = False
+        self.taken = ""  # the name of a layer that a later clock has taken over
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: no open block, for nobody could close it."""
+        return {**vars(self), "block": None, "recomputing": False}
+
+    def set_seed(self, seed: int) -> None:
+        """Take another seed."""
+        self.seed = seed
+        self.seed_tensor.fill_(seed)
+
+    def place(self, device: torch.device) -> None:
+        """Move the tensors to a device."""
+        if self.step_tensor.device != device:
+            self.seed_tensor = self.seed_tensor.to(device)
+            self.step_tensor = self.step_tensor.to(device)
+            for ticker in self.tickers:
+                ticker.site_tensor = ticker.site_tensor.to(device)
+
+    def calls(self) -> list[int]:
+        """Return how many times each layer has run within the block."""
+        return [ticker.calls for ticker in self.tickers]
+
+    def enter(self, block: Block | None, calls: list[int]) -> None:
+        """Open a block, or with None close it."""
+        # A step that stays is not written: autograd would say that the address has changed.
+        if block is not None and block.step != self.step:
+            self.step = block.step
+            self.step_tensor.fill_(block.step)
+        self.block = block
+        for ticker, count in zip(self.tickers, calls, strict=False):
+            ticker.calls = count
+
+    def release(self, name: str) -> None:
+        """Let a later clock take over a layer.
+
+        Raises:
+            RuntimeError: a block is open.
+        """
+        if self.block is not None:
+            raise RuntimeError(
+                f"A MaskClock must not take over the layer {name!r} while another one has a step "
+                "open. End that block first."
+            )
+        self.taken = name
+
+
+class Ticker:
+    """The place of one layer in the model, and how many times it has run within the block."""
+
+    def __init__(self, state: State, name: str, site: int) -> None:
+        self.state = state
+        self.name = name
+        self.site = site
+        self.site_tensor = torch.tensor(site, device=state.step_tensor.device)
+        self.calls = 0
+
+    def renumber(self, site: int) -> None:
+        """Take another number."""
+        self.site = site
+        self.site_tensor.fill_(site)
+
+    def address(self, layer: torch.nn.Module) -> tuple[MaskKey | None, Tensor | None]:
+        """Return the key and the rows of a call of the layer; None and None if no block is open.
+
+        Raises:
+            RuntimeError: the call cannot be told from another one, or would be frozen in a graph.
+        """
+        state = self.state
+        block = state.block
+        if block is None:
+            return None, None
+        self._check(layer)
+        call = self._count()
+        if torch.compiler.is_compiling() or _is_captured():
+            key = MaskKey(state.seed_tensor, self.site_tensor, state.step_tensor, call)
+        else:
+            key = MaskKey(state.seed, self.site, block.step, call)
+        return key, block.rows
+
+    def _count(self) -> int:
+        """Return how many times the layer has run within the block, and count this call."""
+        if torch.compiler.is_compiling():
+            # In a checkpoint dynamo refuses to change an attribute, since backward would not do
+            # so again. Here it must not: the graph that is repeated holds the number.
+            call: int = (
+                torch._dynamo.utils._disable_side_effect_safety_checks_for_current_subtracer(
+                    self._next
+                )
+            )
+            return call
+        return self._next()
+
+    def _next(self) -> int:
+        self.calls += 1
+        return self.calls - 1
+
+    def _check(self, layer: torch.nn.Module) -> None:
+        """Refuse what would give a wrong mask in silence."""
+        problem = None
+        if getattr(layer, "_is_replica", False):
+            problem = (
+                "a replica of DataParallel, which does not know its rows. Use "
+                "DistributedDataParallel with rows=sitout.parallel.rows(B)"
+            )
+        elif _in_backward() and not self.state.recomputing:
+            problem = (
+                "a forward that is repeated in backward. Pass use_reentrant=False and "
+                "context_fn=clock.recompute to torch.utils.checkpoint.checkpoint"
+            )
+        elif torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                problem = (
+                    "an export, which would freeze the mask. Export in evaluation, or outside of at"
+                )
+            elif torch._C._are_functorch_transforms_active():
+                problem = (
+                    "a function transform in compiled code. Leave torch.compile out, or pass key= "
+                    "to the function"
+                )
+        elif _randomness() not in ("none", "same"):
+            problem = (
+                f"vmap with randomness={_randomness()!r}, where a clock gives every example the "
+                "same mask. Say randomness='same', or leave the block for default mode"
+            )
+        if problem:
+            raise RuntimeError(
+                f"A layer under a MaskClock must run where its call has an address. Got "
+                f"{self.name or type(layer).__name__!r} in {problem}."
+            )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _in_backward() -> bool:
+    """Return whether autograd is running; compiled code asks when it is traced.
+
+    A compiled forward that is repeated is traced again, since its count of calls has changed.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def _is_captured() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _randomness() -> str:
+    """Return what the vmaps around a call say of randomness, or "none" outside of vmap."""
+    if not torch._C._are_functorch_transforms_active():
+        return "none"
+    from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
+
+    modes = {
+        level.randomness()
+        for level in retrieve_all_functorch_interpreters()
+        if isinstance(level, VmapInterpreter)
+    }
+    return next(iter(modes - {"same"}), "same" if modes else "none")
+
+
+def recompute_of(state: State) -> Callable[[], Contexts]:
+    """Return the ``context_fn`` of a clock; a plain function, for torch.compile takes no other."""
+
+    def recompute() -> Contexts:
+        if torch.compiler.is_compiling():  # the graph itself repeats the address
+            contexts: Contexts = create_selective_checkpoint_contexts(  # type: ignore[no-untyped-call]
+                _always_recompute
+            )
+            return contexts
+        return nullcontext(), _Again(state)
+
+    return recompute
+
+
+def _always_recompute(*_: object, **__: object) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class _Again:
+    """Bring a clock back to where it was when this was made; any number of times."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._block, self._calls = state.block, state.calls()
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        state = self._state
+        self._undo.append(partial(_restore, state, state.block, state.calls(), state.recomputing))
+        _restore(state, self._block, self._calls, True)
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.pop()()
+
+
+def _restore(state: State, block: Block | None, calls: list[int], recomputing: bool) -> None:
+    state.enter(block, calls)
+    state.recomputing = recomputing

@@ -1,0 +1,386 @@
+"""MaskClock: it numbers the sites of a model and gives every forward its address."""
+
+from __future__ import annotations
+
+import operator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._ticker import Block, State, Ticker, recompute_of
+from .masks import SPEC_VERSION, MaskKey
+from .nn._base import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+__all__ = ["MaskClock"]
+
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_SEEDS = _STEPS = _ROWS = 1 << 32
+_HOLDERS = (torch.nn.MultiheadAttention, torch.nn.RNNBase)  # dropout is a float attribute of them
+
+
+class MaskClock:
+    """Gives every mask of a model the address (seed, site, step, call, row, col).
+
+    Under a clock a mask depends on nothing else: not on how a batch is split over micro-batches or
+    processes, on what ran before, on eager or compiled mode, or on whether a forward is repeated
+    in a checkpoint or after a crash.
+
+    The sites are numbered in the order of ``named_modules()`` when they are first seen, without
+    the names that wrappers add (``module.``, ``_orig_mod.``). A layer that is used under several
+    names has one number; its calls within a block are counted.
+
+    Args:
+        model: whose ``sitout.nn`` layers take their address from the clock. They keep working in
+            default mode outside of :meth:`at`.
+        seed: of the run, an int in [0, 2**32).
+
+    Attributes:
+        recompute: pass it as ``context_fn`` to ``torch.utils.checkpoint.checkpoint`` (with
+            ``use_reentrant=False``): the forward that is repeated in backward then has the
+            address of the first one.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``seed`` no int.
+        ValueError: ``seed`` is out of range, ``model`` has no layer of ``sitout.nn``, or one of
+            them has a generator of its own.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), sitout.nn.Dropout(0.5))
+        >>> clock = sitout.MaskClock(model, seed=17)
+        >>> with clock.at(0):
+        ...     y = model(torch.randn(2, 4))
+        >>> mask = sitout.masks.keep_mask(clock.key("1", step=0), 0.5, (2, 8))
+        >>> bool(((y != 0) == mask).all())
+        True
+    """
+
+    recompute: Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+    def __init__(self, model: torch.nn.Module, seed: int = 0) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(_checks.message("`model` of MaskClock", "a torch.nn.Module", model))
+        self._model = model
+        self._sites: dict[str, int] = {}
+        self._used: list[tuple[int, int]] = []
+        self._state = State(_natural(seed, "seed", "MaskClock", _SEEDS))
+        self.recompute = recompute_of(self._state)
+        self._number()
+        if not self._sites:
+            what, rule = "`model` of MaskClock", "one with a layer of sitout.nn"
+            raise ValueError(_checks.message(what, rule, f"{type(model).__name__} without any"))
+        _warn_of_others(model)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self._state.seed
+
+    @property
+    def sites(self) -> dict[str, int]:
+        """The numbers of the sites by their qualified names; a copy."""
+        return dict(self._sites)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "recompute"}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        vars(self).update(attributes)
+        self.recompute = recompute_of(self._state)
+
+    def __repr__(self) -> str:
+        return f"MaskClock(seed={self.seed}, sites={len(self._sites)})"
+
+    @contextmanager
+    def at(self, step: int, rows: Tensor | None = None) -> Iterator[None]:
+        """Give every forward of the model inside the block the address of a step.
+
+        Args:
+            step: the optimizer step, an int in [0, 2**32). Each one once, in any order: the same
+                step again needs ``rows``. A block that ends in an exception has not used its step.
+            rows: int64 ``[B]``, the positions of the batch's samples in the global batch; 0 .. B-1
+                if None. Needed for micro-batches and in several processes, see
+                :func:`sitout.parallel.rows`.
+
+        Raises:
+            TypeError: ``step`` is no int, or ``rows`` no int64 tensor.
+            ValueError: one of them is out of range, the step has been used, or ``rows`` is needed.
+            RuntimeError: a block of this clock is open, a later clock has taken over a layer, or
+                the block is opened in compiled code.
+
+        Example:
+            >>> model = sitout.nn.Dropout(0.5)
+            >>> clock, x = sitout.MaskClock(model, seed=17), torch.ones(4, 8)
+            >>> with clock.at(0):
+            ...     whole = model(x)
+            >>> parts = []
+            >>> for rows in torch.arange(4).chunk(2):
+            ...     with clock.at(0, rows=rows):
+            ...         parts.append(model(x[rows]))
+            >>> bool((torch.cat(parts) == whole).all())
+            True
+        """
+        state = self._state
+        step = self._check_block(step, rows)
+        self._number()
+        state.place(_device_of(self._model))
+        state.enter(Block(step, None if rows is None else rows.clone()), [0] * len(state.tickers))
+        try:
+            yield
+        finally:
+            state.enter(None, [0] * len(state.tickers))
+        self._used = _join(self._used, (step, step))
+
+    def key(self, site: str | int, step: int, call: int = 0) -> MaskKey:
+        """Return the key of a site at a step, past or to come.
+
+        Args:
+            site: the qualified name of the layer, or its number.
+            step: the optimizer step.
+            call: how many times the layer had run before within the block.
+
+        Raises:
+            ValueError: no site has the name or number.
+
+        Example:
+            >>> clock = sitout.MaskClock(torch.nn.Sequential(sitout.nn.Dropout(0.5)), seed=17)
+            >>> clock.key("0", step=3)
+            MaskKey(seed=17, site=0, step=3, call=0)
+        """
+        return MaskKey(self.seed, number_of(site, self._sites), step, call)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: plain numbers and strings.
+
+        Example:
+            >>> clock = sitout.MaskClock(torch.nn.Sequential(sitout.nn.Dropout(0.5)), seed=17)
+            >>> clock.state_dict()
+            {'spec': 1, 'seed': 17, 'sites': {'0': 0}, 'used': []}
+        """
+        used = [list(span) for span in self._used]
+        return {"spec": SPEC_VERSION, "seed": self.seed, "sites": self.sites, "used": used}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the seed, the numbers of the sites and the used steps of another clock.
+
+        Args:
+            state: from :meth:`state_dict`.
+
+        Raises:
+            ValueError: ``state`` is none, or of another version of the mask specification.
+            RuntimeError: a block of this clock is open.
+
+        Warns:
+            UserWarning: sites of the state are missing in the model while the model has others,
+                as after a layer was renamed: their masks are not those of the earlier run.
+        """
+        seed, sites, used = check_state(state)
+        if self._state.block is not None:
+            raise RuntimeError("load_state_dict of MaskClock must be called outside of at().")
+        mine = self._sites
+        gone = [name for name in sites if name not in mine]
+        fresh = [name for name in mine if name not in sites]
+        if gone and fresh:
+            warn(
+                f"The state of MaskClock has sites that the model has not ({_some(gone)}), and the "
+                f"model has others ({_some(fresh)}). If layers were renamed, their masks are not "
+                "those of the earlier run. Rename the sites in the state before loading it.",
+                stacklevel=2,
+            )
+        self._used, self._sites = used, sites
+        self._state.set_seed(seed)
+        for name in fresh:
+            self._sites[name] = len(self._sites)
+        for ticker in self._state.tickers:
+            ticker.renumber(self._sites[ticker.name])
+
+    def _check_block(self, step: int, rows: Tensor | None) -> int:
+        """Return the step of a block that may be opened."""
+        state = self._state
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "at of MaskClock must be outside of compiled code. Open the block around the call "
+                "of the compiled model."
+            )
+        if state.taken:
+            raise RuntimeError(
+                f"{self} must hold its layers. Got {state.taken!r} in the hands of a later "
+                "MaskClock. Use that one, or make a new one."
+            )
+        if state.block is not None:
+            raise RuntimeError(
+                f"at of MaskClock must not be nested. Got step {step!r} inside of step "
+                f"{state.block.step}. End the outer block first."
+            )
+        step = _natural(step, "step", "at", _STEPS)
+        if rows is not None:
+            check_positions(rows)
+            return step
+        if any(first <= step <= last for first, last in self._used):
+            way_out = (
+                "For micro-batches of one step pass rows=, the positions of the samples in the "
+                "batch: for x, rows in zip(x.chunk(k), torch.arange(len(x)).chunk(k))."
+            )
+            what, rule = "`step` of at", "a new one, or come with `rows`"
+            raise ValueError(_checks.message(what, rule, step, way_out))
+        if _processes() > 1:
+            way_out = "Every process would drop the same units: pass rows=sitout.parallel.rows(B)."
+            what, rule = "`rows`", f"given in a process group of {_processes()}"
+            raise ValueError(_checks.message(what, rule, None, way_out))
+        return step
+
+    def _number(self) -> None:
+        """Number the layers that no number has been given to yet, and leave a ticker with them."""
+        state = self._state
+        if not _has_unbound(self._model, state):
+            return
+        for name, layer in self._model.named_modules():
+            if not isinstance(layer, Site) or getattr(layer._ticker, "state", None) is state:
+                continue
+            plain = _plain(self._model, name)
+            if layer.generator is not None:
+                what, rule = f"`generator` of the layer {plain!r}", "None under a MaskClock"
+                raise ValueError(_checks.message(what, rule, layer.generator))
+            if isinstance(layer._ticker, Ticker):
+                layer._ticker.state.release(plain)
+            number = self._sites.setdefault(plain, len(self._sites))
+            layer._ticker = Ticker(state, plain, number)
+            state.tickers.append(layer._ticker)
+
+
+def check_state(state: Mapping[str, Any]) -> tuple[int, dict[str, int], list[tuple[int, int]]]:
+    """Return the seed, the sites and the used steps of what ``state_dict`` gave.
+
+    Raises:
+        ValueError: it is something else, or of another version of the mask specification.
+    """
+    what = "The state of MaskClock"
+    try:
+        version, seed = state["spec"], _natural(state["seed"], "seed", "MaskClock", _SEEDS)
+        sites = {str(name): operator.index(number) for name, number in state["sites"].items()}
+        used = [(operator.index(first), operator.index(last)) for first, last in state["used"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        rule = "what state_dict() gave, with spec, seed, sites and used"
+        raise ValueError(_checks.message(what, rule, state)) from None
+    if version != SPEC_VERSION:
+        rule = f"of version {SPEC_VERSION} of the mask specification"
+        raise ValueError(_checks.message(what, rule, version))
+    if sorted(sites.values()) != list(range(len(sites))):
+        raise ValueError(_checks.message(what, "one whose sites are numbered 0, 1, 2, ...", sites))
+    return seed, sites, used
+
+
+def number_of(site: str | int, sites: Mapping[str, int]) -> int:
+    """Return the number of a site that is given by its name or number; a name goes first.
+
+    Raises:
+        ValueError: there is no such site.
+    """
+    if isinstance(site, str) and site not in sites and site.isdecimal():
+        site = int(site)
+    if isinstance(site, str):
+        return sites[_checks.choice(site, sites, "`site`")]
+    if site not in sites.values():
+        raise ValueError(_checks.message("`site`", f"a name, or in [0, {len(sites)})", site))
+    return site
+
+
+def _natural(value: object, name: str, owner: str, end: int) -> int:
+    number = _checks.integer(value, name, owner)
+    if not 0 <= number < end:
+        raise ValueError(_checks.message(f"`{name}` of {owner}", "in [0, 2**32)", number))
+    return number
+
+
+def check_positions(rows: object) -> None:
+    """Check the positions of a batch's samples.
+
+    Raises:
+        TypeError: they are no int64 tensor.
+        ValueError: they are not ``[B]``, or out of range.
+    """
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, Tensor) else rows
+        raise TypeError(_checks.message("`rows`", "an int64 tensor", got))
+    if rows.dim() != 1:
+        rule = "[B], one position a sample"
+        raise ValueError(_checks.message("`rows`", rule, tuple(rows.shape)))
+    if rows.device.type == "cpu" and len(rows):  # elsewhere it would wait for the device
+        first, last = int(rows.min()), int(rows.max())
+        if first < 0 or last >= _ROWS:
+            got = f"{first} to {last}"
+            raise ValueError(_checks.message("`rows`", "in [0, 2**32)", got))
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    return distributed.get_world_size()
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    held = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if held is None or held.is_meta else held.device
+
+
+def _has_unbound(model: torch.nn.Module, state: State) -> bool:
+    """Return whether a layer has no ticker of this clock; asked at every block, hence plain."""
+    todo: list[torch.nn.Module | None] = [model]
+    while todo:
+        module = todo.pop()
+        if isinstance(module, Site) and getattr(module._ticker, "state", None) is not state:
+            return True
+        if module is not None and module._modules:
+            todo += module._modules.values()
+    return False
+
+
+def _plain(model: torch.nn.Module, name: str) -> str:
+    """Return a qualified name without what wrappers add: the only child of its parent."""
+    parts, module = [], model
+    for part in name.split(".") if name else []:
+        if part not in _WRAPPERS or len(module._modules) > 1:
+            parts.append(part)
+        module = module.get_submodule(part)
+    return ".".join(parts)
+
+
+def _warn_of_others(model: torch.nn.Module) -> None:
+    """Warn of torch's own dropout, which no clock reaches."""
+    others = []
+    for name, module in model.named_modules():
+        rate = module.dropout if isinstance(module, _HOLDERS) else getattr(module, "p", 0.0)
+        kind = isinstance(module, (*_HOLDERS, torch.nn.modules.dropout._DropoutNd))
+        if kind and not isinstance(module, Site) and rate > 0.0:
+            others.append(name or type(module).__name__)
+    if others:
+        warn(
+            f"MaskClock does not reach {_some(others)}: torch's own dropout draws from torch's "
+            "generator. Use the layers of sitout.nn there, or set its rate to 0.",
+            stacklevel=3,
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
+
+
+def _join(spans: list[tuple[int, int]], new: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return ascending, disjoint spans of ints that hold a new one too."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted([*spans, new]):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
