@@ -23,7 +23,7 @@ FLOORS = {
     0: ["_checks", "_optional", "_version", "masks"],
     1: ["backends"],
     2: ["functional"],
-    3: ["nn", "clock", "_ticker"],
+    3: ["nn", "clock", "_clock_rules", "_ticker"],
     4: ["_replay", "_sites", "_surgery"],
     5: ["_audit", "mc", "parallel", "schedules"],
     6: ["_report", "_study", "data"],
@@ -33,7 +33,13 @@ FLOOR = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
 # On one floor the study reads data sets and writes reports, which know the type of its results.
 # The clock leaves a ticker with the layers.
-NEIGHBOURS = {("clock", "nn"), ("_study", "data"), ("_study", "_report"), ("_report", "_study")}
+NEIGHBOURS = {
+    ("clock", "nn"),
+    ("_clock_rules", "nn"),
+    ("_study", "data"),
+    ("_study", "_report"),
+    ("_report", "_study"),
+}
 
 OPTIONAL = [
     "jinja2",

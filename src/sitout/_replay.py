@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from .clock import check_positions, check_state, number_of
+from ._clock_rules import check_positions, check_state, number_of
 from .masks import MaskKey, effective_rate, keep_mask
 
 if TYPE_CHECKING:

@@ -76,19 +76,6 @@ class State:
         for ticker, count in zip(self.tickers, calls, strict=False):
             ticker.calls = count
 
-    def release(self, name: str) -> None:
-        """Let a later clock take over a layer.
-
-        Raises:
-            RuntimeError: a block is open.
-        """
-        if self.block is not None:
-            raise RuntimeError(
-                f"A MaskClock must not take over the layer {name!r} while another one has a step "
-                "open. End that block first."
-            )
-        self.taken = name
-
 
 class Ticker:
     """The place of one layer in the model, and how many times it has run within the block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,17 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._clock_rules import (
+    SEEDS,
+    STEPS,
+    check_free,
+    check_positions,
+    check_state,
+    natural,
+    number_of,
+    some,
+    warn_of_others,
+)
 from ._ticker import Block, State, Ticker, recompute_of
 from .masks import SPEC_VERSION, MaskKey
 from .nn._base import Site
@@ -23,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["MaskClock"]
 
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_SEEDS = _STEPS = _ROWS = 1 << 32
-_HOLDERS = (torch.nn.MultiheadAttention, torch.nn.RNNBase)  # dropout is a float attribute of them
 
 
 class MaskClock:
@@ -71,13 +79,13 @@ class MaskClock:
         self._model = model
         self._sites: dict[str, int] = {}
         self._used: list[tuple[int, int]] = []
-        self._state = State(_natural(seed, "seed", "MaskClock", _SEEDS))
+        self._state = State(natural(seed, "seed", "MaskClock", SEEDS))
         self.recompute = recompute_of(self._state)
         self._number()
         if not self._sites:
             what, rule = "`model` of MaskClock", "one with a layer of sitout.nn"
             raise ValueError(_checks.message(what, rule, f"{type(model).__name__} without any"))
-        _warn_of_others(model)
+        warn_of_others(model)
 
     @property
     def seed(self) -> int:
@@ -190,8 +198,8 @@ class MaskClock:
         fresh = [name for name in mine if name not in sites]
         if gone and fresh:
             warn(
-                f"The state of MaskClock has sites that the model has not ({_some(gone)}), and the "
-                f"model has others ({_some(fresh)}). If layers were renamed, their masks are not "
+                f"The state of MaskClock has sites that the model has not ({some(gone)}), and the "
+                f"model has others ({some(fresh)}). If layers were renamed, their masks are not "
                 "those of the earlier run. Rename the sites in the state before loading it.",
                 stacklevel=2,
             )
@@ -220,7 +228,7 @@ class MaskClock:
                 f"at of MaskClock must not be nested. Got step {step!r} inside of step "
                 f"{state.block.step}. End the outer block first."
             )
-        step = _natural(step, "step", "at", _STEPS)
+        step = natural(step, "step", "at", STEPS)
         if rows is not None:
             check_positions(rows)
             return step
@@ -242,82 +250,19 @@ class MaskClock:
         state = self._state
         if not _has_unbound(self._model, state):
             return
-        for name, layer in self._model.named_modules():
-            if not isinstance(layer, Site) or getattr(layer._ticker, "state", None) is state:
-                continue
-            plain = _plain(self._model, name)
-            if layer.generator is not None:
-                what, rule = f"`generator` of the layer {plain!r}", "None under a MaskClock"
-                raise ValueError(_checks.message(what, rule, layer.generator))
+        unbound = {
+            _plain(self._model, name): layer
+            for name, layer in self._model.named_modules()
+            if isinstance(layer, Site) and not _is_bound(layer, state)
+        }
+        for name, layer in unbound.items():
+            check_free(name, layer)
+        for name, layer in unbound.items():
             if isinstance(layer._ticker, Ticker):
-                layer._ticker.state.release(plain)
-            number = self._sites.setdefault(plain, len(self._sites))
-            layer._ticker = Ticker(state, plain, number)
+                layer._ticker.state.taken = name
+            number = self._sites.setdefault(name, len(self._sites))
+            layer._ticker = Ticker(state, name, number)
             state.tickers.append(layer._ticker)
-
-
-def check_state(state: Mapping[str, Any]) -> tuple[int, dict[str, int], list[tuple[int, int]]]:
-    """Return the seed, the sites and the used steps of what ``state_dict`` gave.
-
-    Raises:
-        ValueError: it is something else, or of another version of the mask specification.
-    """
-    what = "The state of MaskClock"
-    try:
-        version, seed = state["spec"], _natural(state["seed"], "seed", "MaskClock", _SEEDS)
-        sites = {str(name): operator.index(number) for name, number in state["sites"].items()}
-        used = [(operator.index(first), operator.index(last)) for first, last in state["used"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        rule = "what state_dict() gave, with spec, seed, sites and used"
-        raise ValueError(_checks.message(what, rule, state)) from None
-    if version != SPEC_VERSION:
-        rule = f"of version {SPEC_VERSION} of the mask specification"
-        raise ValueError(_checks.message(what, rule, version))
-    if sorted(sites.values()) != list(range(len(sites))):
-        raise ValueError(_checks.message(what, "one whose sites are numbered 0, 1, 2, ...", sites))
-    return seed, sites, used
-
-
-def number_of(site: str | int, sites: Mapping[str, int]) -> int:
-    """Return the number of a site that is given by its name or number; a name goes first.
-
-    Raises:
-        ValueError: there is no such site.
-    """
-    if isinstance(site, str) and site not in sites and site.isdecimal():
-        site = int(site)
-    if isinstance(site, str):
-        return sites[_checks.choice(site, sites, "`site`")]
-    if site not in sites.values():
-        raise ValueError(_checks.message("`site`", f"a name, or in [0, {len(sites)})", site))
-    return site
-
-
-def _natural(value: object, name: str, owner: str, end: int) -> int:
-    number = _checks.integer(value, name, owner)
-    if not 0 <= number < end:
-        raise ValueError(_checks.message(f"`{name}` of {owner}", "in [0, 2**32)", number))
-    return number
-
-
-def check_positions(rows: object) -> None:
-    """Check the positions of a batch's samples.
-
-    Raises:
-        TypeError: they are no int64 tensor.
-        ValueError: they are not ``[B]``, or out of range.
-    """
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
-        got = rows.dtype if isinstance(rows, Tensor) else rows
-        raise TypeError(_checks.message("`rows`", "an int64 tensor", got))
-    if rows.dim() != 1:
-        rule = "[B], one position a sample"
-        raise ValueError(_checks.message("`rows`", rule, tuple(rows.shape)))
-    if rows.device.type == "cpu" and len(rows):  # elsewhere it would wait for the device
-        first, last = int(rows.min()), int(rows.max())
-        if first < 0 or last >= _ROWS:
-            got = f"{first} to {last}"
-            raise ValueError(_checks.message("`rows`", "in [0, 2**32)", got))
 
 
 def _processes() -> int:
@@ -337,11 +282,15 @@ def _has_unbound(model: torch.nn.Module, state: State) -> bool:
     todo: list[torch.nn.Module | None] = [model]
     while todo:
         module = todo.pop()
-        if isinstance(module, Site) and getattr(module._ticker, "state", None) is not state:
+        if isinstance(module, Site) and not _is_bound(module, state):
             return True
         if module is not None and module._modules:
             todo += module._modules.values()
     return False
+
+
+def _is_bound(layer: Site, state: State) -> bool:
+    return isinstance(layer._ticker, Ticker) and layer._ticker.state is state
 
 
 def _plain(model: torch.nn.Module, name: str) -> str:
@@ -352,27 +301,6 @@ def _plain(model: torch.nn.Module, name: str) -> str:
             parts.append(part)
         module = module.get_submodule(part)
     return ".".join(parts)
-
-
-def _warn_of_others(model: torch.nn.Module) -> None:
-    """Warn of torch's own dropout, which no clock reaches."""
-    others = []
-    for name, module in model.named_modules():
-        rate = module.dropout if isinstance(module, _HOLDERS) else getattr(module, "p", 0.0)
-        kind = isinstance(module, (*_HOLDERS, torch.nn.modules.dropout._DropoutNd))
-        if kind and not isinstance(module, Site) and rate > 0.0:
-            others.append(name or type(module).__name__)
-    if others:
-        warn(
-            f"MaskClock does not reach {_some(others)}: torch's own dropout draws from torch's "
-            "generator. Use the layers of sitout.nn there, or set its rate to 0.",
-            stacklevel=3,
-        )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more
 
 
 def _join(spans: list[tuple[int, int]], new: tuple[int, int]) -> list[tuple[int, int]]:
