@@ -1,199 +1,41 @@
 """One battery of laws for every layer in ``sitout.nn``.
 
-A layer joins by a row in ``CASES``; a name in ``sitout.nn.__all__`` without a row is a failure.
+A layer joins by a row in ``battery.CASES``; a name in ``sitout.nn.__all__`` without a row is a
+failure. What torch's transforms make of the layers stands in ``test_transforms.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import itertools
 import math
 import pickle
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
+from battery import (
+    CASES,
+    MASKED,
+    NAMES,
+    SELECTING,
+    P,
+    agree,
+    alpha_constants,
+    assert_same,
+    every_layer,
+    every_selecting_layer,
+    every_shape,
+    make,
+    mask_of,
+    sample,
+    slope,
+    ticket,
+    value,
+)
 from sitout import nn
-from sitout.masks import MaskKey, effective_rate, keep_mask, normals
-
-P = 0.3
-
-
-@dataclass(frozen=True)
-class Case:
-    """What the battery has to know of a layer.
-
-    Args:
-        kind: "mask" (a unit is kept and scaled, or 0), "alpha" (it is kept or at saturation, then
-            all go through a x + b) or "noise" (it is multiplied by a number).
-        shapes: valid inputs, the first batched and of rank 3 or more, with dims of several sizes.
-        shared: the rank of the mask -> the dims along which one unit serves all.
-        view: the shape of an input -> that of the tensor whose mask it has.
-        refused: an input shape that the layer refuses, if there is one.
-        statistics: a shape of many units.
-    """
-
-    kind: str
-    shapes: tuple[tuple[int, ...], ...]
-    shared: Callable[[int], tuple[int, ...]] = lambda rank: ()
-    view: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
-    refused: tuple[int, ...] | None = None
-    statistics: tuple[int, ...] = (149, 211)
-
-
-def spatial(rank):
-    return tuple(range(2, rank))
-
-
-def all_but_the_first(rank):
-    return tuple(range(1, rank))
-
-
-def batched_to(*ranks):
-    return lambda shape: shape if len(shape) in ranks else (1, *shape)
-
-
-def one_a_row(shape):
-    return (*shape, 1) if len(shape) == 1 else shape
-
-
-ELEMENTS = ((3, 5, 7), (), (1,), (7,), (17,), (0,), (3, 0), (0, 5), (13, 9), (2, 3, 5, 7), (1, 1))
-CASES = {
-    "AlphaDropout": Case("alpha", ELEMENTS),
-    "DropPath": Case(
-        "mask",
-        ((23, 5, 7), (), (1,), (17,), (0,), (3, 0), (0, 5), (13, 9), (2, 3, 5, 7), (1, 1)),
-        all_but_the_first,
-        one_a_row,
-        statistics=(30011, 1),
-    ),
-    "Dropout": Case("mask", ELEMENTS),
-    "Dropout1d": Case(
-        "mask",
-        ((3, 17, 4), (17, 4), (1, 1, 1), (0, 5, 3), (2, 5, 0), (2, 0, 3)),
-        spatial,
-        batched_to(3),
-        refused=(3,),
-        statistics=(149, 211, 1),
-    ),
-    "Dropout2d": Case(
-        "mask",
-        ((3, 17, 4, 2), (1, 1, 1, 1), (0, 5, 3, 2), (2, 5, 0, 3), (2, 0, 3, 1)),
-        spatial,
-        refused=(3, 17, 4),
-        statistics=(149, 211, 1, 1),
-    ),
-    "Dropout3d": Case(
-        "mask",
-        ((3, 17, 4, 2, 3), (17, 4, 2, 3), (1, 1, 1, 1, 1), (0, 5, 3, 2, 1), (2, 5, 0, 3, 1)),
-        spatial,
-        batched_to(5),
-        refused=(3, 17, 4),
-        statistics=(149, 211, 1, 1, 1),
-    ),
-    "FeatureAlphaDropout": Case(
-        "alpha",
-        ((3, 17, 4), (13, 9), (2, 7, 3, 2), (1, 1), (0, 5, 3), (2, 5, 0)),
-        spatial,
-        refused=(3,),
-        statistics=(149, 211, 1),
-    ),
-    "GaussianDropout": Case("noise", ELEMENTS),
-}
-NAMES = sorted(CASES)
-MASKED = [name for name in NAMES if CASES[name].kind == "mask"]
-SELECTING = [name for name in NAMES if CASES[name].kind != "noise"]
-
-every_layer = pytest.mark.parametrize("name", NAMES)
-every_selecting_layer = pytest.mark.parametrize("name", SELECTING)
-every_shape = pytest.mark.parametrize(
-    ("name", "shape"),
-    [(name, shape) for name in NAMES for shape in CASES[name].shapes],
-    ids=str,
-)
-
-# While dynamo traces an autograd.Function it makes an instance, against which torch itself warns.
-compiles = pytest.mark.filterwarnings(
-    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated"
-    ":DeprecationWarning"
-)
-
-
-def make(name, p=P, **options):
-    return getattr(nn, name)(p, **options)
-
-
-def sample(name, shape=None, **options):
-    return torch.randn(CASES[name].shapes[0] if shape is None else shape, **options)
-
-
-def ticket():
-    """Return the key that the next call of a layer will draw, and leave the generator as it is."""
-    state = torch.get_rng_state()
-    key = MaskKey(seed=torch.randint(-(2**63), 2**63 - 1, ()))
-    torch.set_rng_state(state)
-    return key
-
-
-def mask_of(name, key, shape, p=P):
-    """Return the mask at an address, in the shape of the input."""
-    case, shape = CASES[name], tuple(shape)
-    view = case.view(shape)
-    mask = keep_mask(key, p, view, shared_dims=case.shared(len(view)))
-    return mask.expand(view).reshape(shape)
-
-
-def noise_of(name, key, shape, p=P):
-    return 1 + math.sqrt(p / (1 - p)) * normals(key, shape)
-
-
-def alpha_constants(p=P):
-    rate, saturation = effective_rate(p), -1.6732632423543772 * 1.0507009873554805
-    a = ((1 - rate) * (1 + rate * saturation**2)) ** -0.5
-    return a, -a * rate * saturation, saturation
-
-
-def scale_of(p=P):
-    return 1 / (1 - effective_rate(p))
-
-
-def value(name, key, x, p=P):
-    """Return what a layer makes of ``x`` at an address, in float32, or float64 for float64."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    if CASES[name].kind == "noise":
-        return wide * noise_of(name, key, x.shape, p).to(wide.dtype)
-    mask = mask_of(name, key, x.shape, p)
-    if CASES[name].kind == "mask":
-        return torch.where(mask, wide * scale_of(p), 0.0)
-    a, b, saturation = alpha_constants(p)
-    return torch.where(mask, a * wide + b, a * saturation + b)
-
-
-def slope(name, key, x, p=P):
-    """Return the derivative of a layer with respect to its input."""
-    if CASES[name].kind == "noise":
-        return noise_of(name, key, x.shape, p).to(x.dtype)
-    mask = mask_of(name, key, x.shape, p)
-    return mask * (scale_of(p) if CASES[name].kind == "mask" else alpha_constants(p)[0])
-
-
-def agree(made, wanted, dtype=None):
-    """Bit-equal for masks; within the rounding of 1 + sigma z, or of a x + b, for the others."""
-    eps = torch.finfo(dtype or made.dtype).eps
-    return torch.allclose(made.double(), wanted.double(), rtol=4 * eps, atol=4 * eps)
-
-
-def assert_same(name, made, wanted):
-    assert made.dtype == wanted.dtype
-    if CASES[name].kind == "mask":
-        assert torch.equal(made, wanted)
-    else:
-        assert agree(made, wanted)
+from sitout.masks import effective_rate, keep_mask
 
 
 def test_every_layer_has_a_row():
@@ -759,92 +601,3 @@ def test_drop_path_checks_its_own_option_and_shows_it():
     assert repr(nn.DropPath(0.5, False)) == "DropPath(p=0.5, inplace=False, scale_by_keep=False)"
     x = torch.randn(30, 2)
     assert {0.0, 1.0} == set((nn.DropPath(0.5, False)(x) / x).flatten().tolist())
-
-
-# Compilers
-
-
-@pytest.fixture
-def _fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@compiles
-@pytest.mark.usefixtures("_fresh_dynamo")
-@every_layer
-def test_compiled_training_is_eager_training_in_one_graph(name):
-    """Equal seeds give equal bits where the backend runs ``randint`` as eager does.
-
-    Two layers on one input, one of them in place, keep two masks; every call has fresh ones.
-    """
-    plain, inplace = make(name), make(name, inplace=True)
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def run(x):
-        return plain(x), inplace(x * 1)  # a leaf may not be written into
-
-    x, runs = sample(name, requires_grad=True), []
-    for made in (run, torch.compile(run, backend=counter, fullgraph=True)):
-        torch.manual_seed(3)
-        outs = [y for _ in range(5) for y in made(x)]
-        grads = [torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0] for y in outs]
-        runs.append(outs + grads)
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(outs, 2))
-    assert counter.frame_count == 1
-
-
-def targets(graph):
-    return [str(node.target) for node in graph.nodes if node.op.startswith("call")]
-
-
-def models(name):
-    without = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Sigmoid())
-    return torch.nn.Sequential(torch.nn.Tanh(), make(name), torch.nn.Sigmoid()), without
-
-
-@pytest.mark.usefixtures("_fresh_dynamo")
-@every_layer
-def test_compiled_evaluation_leaves_no_trace_of_a_layer(name):
-    seen = []
-
-    def record(module, _):
-        seen.append(targets(module.graph))
-        return module.forward
-
-    for model in models(name):
-        torch.compile(model.eval(), backend=record, fullgraph=True)(sample(name))
-    with_layer, without = seen
-    assert [t.split("_")[-1] for t in with_layer] == [t.split("_")[-1] for t in without] != []
-
-
-@every_layer
-def test_exported_evaluation_leaves_no_trace_of_a_layer(name):
-    with_layer, without = (
-        targets(torch.export.export(model.eval(), (sample(name),), strict=False).graph)
-        for model in models(name)
-    )
-    assert with_layer == without == ["aten.tanh.default", "aten.sigmoid.default"]
-
-
-@compiles
-@pytest.mark.usefixtures("_fresh_dynamo")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own imports
-def test_inductor_draws_fresh_masks_keeps_the_rate_and_pairs_backward_with_forward():
-    masked, multiplied = nn.Dropout(P), nn.GaussianDropout(P)
-    compiled = torch.compile(lambda x: (masked(x), multiplied(x)), fullgraph=True)
-    x = torch.ones(151, 211, requires_grad=True)
-    (a, noisy), (b, _) = compiled(x), compiled(x)
-    assert not torch.equal(a, b)
-    scale = torch.tensor(scale_of())
-    for y in (a, b):
-        assert torch.equal(y.unique(), torch.stack([torch.tensor(0.0), scale]))
-        rate, n = effective_rate(P), x.numel()
-        observed = float((y == 0).double().mean())
-        assert abs(observed - rate) < 6 * math.sqrt(rate * (1 - rate) / n)
-    (grad,) = torch.autograd.grad(a.sum(), x, retain_graph=True)
-    assert torch.equal(grad, a)
-    (grad,) = torch.autograd.grad(noisy.sum(), x)
-    assert torch.allclose(grad, noisy)

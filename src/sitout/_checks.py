@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
@@ -27,8 +26,9 @@ def rate(p: object, owner: str, *, below_one: bool = False) -> float:
     what, rule = f"`p` of {owner}", f"a number in {interval}"
     if isinstance(p, bool) or not isinstance(p, Real):
         raise TypeError(message(what, rule, p))
-    value = float(p)
-    if math.isnan(value) or not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+    # With dynamic=True a compiler takes a float for a symbol; __float__ asks for its value.
+    value = float(p).__float__()
+    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):  # NaN is in no interval
         raise ValueError(message(what, rule, p))
     return value
 
