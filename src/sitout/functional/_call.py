@@ -37,11 +37,12 @@ def _held(p: float | Tensor, law: Law) -> float | None:
 
 def _check_input(x: object, owner: str) -> None:
     what = f"The input of {owner}"
-    if isinstance(x, torch.fx.Proxy):
-        way_out = "Trace the model in evaluation, or use torch.export."
-        raise TypeError(_checks.message(what, "a tensor", "a symbolic trace in training", way_out))
     if not isinstance(x, Tensor):
-        raise TypeError(_checks.message(what, "a tensor", type(x).__name__))
+        got, way_out = type(x).__name__, ""
+        if isinstance(x, torch.fx.Proxy):
+            got = "a symbolic trace in training"
+            way_out = "Trace the model in evaluation, or use torch.export."
+        raise TypeError(_checks.message(what, "a tensor", got, way_out))
     if x.is_nested:
         rule, way_out = "one tensor of one shape", "Apply it to each of x.unbind()."
         raise TypeError(_checks.message(what, rule, "a nested tensor", way_out))
