@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from sitout import MaskClock, nn
 from sitout._replay import ReplayError, replay
 from sitout.cli import app
+from sitout.masks import effective_rate
 
 
 @pytest.fixture
@@ -63,7 +64,9 @@ def test_a_replay_prints_the_units_that_sat_out_in_the_run(run, state, site, p, 
     head, *lines = out.splitlines()
     number = run[0].sites[site]
     assert code == 0
-    assert head.startswith(f"layer {site!r} (site {number}), step 3, call 0, seed 17, p = {p:g}")
+    assert head.startswith(
+        f"layer {site!r} (site {number}), step 3, call 0, seed 17, p = {effective_rate(p):g}"
+    )
     assert head.endswith(f": {int((~rows).sum())} of {rows.numel()} sat out")
     for row, (line, units) in enumerate(zip(lines, rows, strict=True)):
         if site == "path":
@@ -118,7 +121,7 @@ def test_another_call_is_another_mask(state):
         ({"--rows": "1:x"}, "--rows must be ints with commas between. Got 'x'."),
         ({"--rows": "1:2:3"}, "--rows must be "),
         ({"--rows": "3:"}, "--rows must be like 8:16 or 3,5,9. Got '3:'."),
-        ({"--rows": "-1,2"}, "`rows` must be in [0, 2**32). Got -1 to 2."),
+        ({"--rows": "-1,2"}, "`rows` must be in [0, 2**32). Got '-1 to 2'."),
         ({"--shared-dims": "5"}, "`shared_dims` must be within the 2 dims of the tensor. Got 5."),
         ({"--batch-dim": "2"}, "`batch_dim` must be within the 2 dims of the tensor. Got 2."),
     ],
@@ -149,5 +152,5 @@ def test_a_file_without_a_state_is_one_line_and_exit_code_2(tmp_path):
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith(f"sitout replay: {message}")
     assert asked(tmp_path, "drop", "4,9", 0.5)[0] == 2
-    with pytest.raises(ReplayError, match="^Cannot read "):
+    with pytest.raises(ReplayError, match=r"^Cannot read "):
         replay(tmp_path / "none.pt", "drop", 0, (2,), 0.5)

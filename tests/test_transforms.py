@@ -568,6 +568,37 @@ def test_a_symbolic_trace_leaves_nothing_of_a_layer_in_evaluation_and_is_refused
         torch.fx.symbolic_trace(model.train())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@every_layer
+def test_a_trace_of_torchscript_is_refused_in_training(name):
+    layer, x = make(name), sample(name)
+    with pytest.raises(
+        TypeError, match=r"no trace in training\. Got 'torch\.jit\.trace'\..*export"
+    ):
+        torch.jit.trace(layer, (x,))
+    kinds = [node.kind() for node in torch.jit.trace(layer.eval(), (x,)).graph.nodes()]
+    assert kinds == []
+
+
+@compiles
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+@pytest.mark.parametrize("name", ["Dropout", "GaussianDropout"])
+def test_a_graph_that_would_draw_again_in_backward_is_refused_or_left(name):
+    """With a memory budget below 1 the partitioner repeats ``randint``, and gradients are wrong."""
+    layer = make(name)
+    clock, x = MaskClock(layer), sample(name, requires_grad=True)
+    with torch._functorch.config.patch(activation_memory_budget=0.5):
+        compiled, _ = counted(layer)
+        with pytest.raises(Exception, match=r"activation_memory_budget must be 1 for .*MaskClock"):
+            compiled(x)
+        with clock.at(0):
+            made = compiled(x)
+        left = torch.compile(lambda x: layer(x) * 2, backend="aot_eager")(x)
+    for y in (made, left):
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert torch.allclose(grad * x.detach(), y.detach())
+
+
 # Threads and generators
 
 
@@ -634,7 +665,10 @@ def refused():
     yield nested, r"one tensor of one shape\. Got 'a nested tensor'\. Apply it to .*unbind\(\)\.$"
     yield torch.eye(3).to_sparse(), r"dense\. Got torch\.sparse_coo\. Apply it to x\.to_dense"
     yield torch.ones(3, dtype=torch.complex64), r"of a floating dtype in training\. Got torch\.comp"
-    yield torch.ones(3, dtype=torch.int64), r"of a floating .* Got torch\.int64\. Convert it with x\.float\(\)\.$"
+    yield (
+        torch.ones(3, dtype=torch.int64),
+        r"of a floating .* Got torch\.int64\. Convert it with x\.float\(\)\.$",
+    )
     yield [1.0, 2.0], r"a tensor\. Got 'list'\.$"
     yield 1.0, r"a tensor\. Got 'float'\.$"
 

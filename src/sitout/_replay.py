@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +89,8 @@ def replay(
         ReplayError: the file cannot be read, the site is unknown, or an option does not fit.
     """
     held = _read(Path(state)) if isinstance(state, (str, Path)) else state
+    if any(size < 0 for size in shape):
+        raise ReplayError(_checks.message("`shape`", "made of sizes of 0 or more", tuple(shape)))
     try:
         seed, sites, _ = check_state(held)
         if rows is not None:
@@ -128,7 +129,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ReplayError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # a file of another kind may fail in any way
         rule = "a file that torch.save wrote from plain dicts and tensors, or JSON"
         way_out = "Save it with torch.save(clock.state_dict(), path)."
         raise ReplayError(_checks.message("The state", rule, str(path), way_out)) from error

@@ -43,6 +43,9 @@ def _check_input(x: object, owner: str) -> None:
             got = "a symbolic trace in training"
             way_out = "Trace the model in evaluation, or use torch.export."
         raise TypeError(_checks.message(what, "a tensor", got, way_out))
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        rule, way_out = "no trace in training", "Trace in evaluation, or use torch.export."
+        raise TypeError(_checks.message(what, rule, "torch.jit.trace", way_out))
     if x.is_nested:
         rule, way_out = "one tensor of one shape", "Apply it to each of x.unbind()."
         raise TypeError(_checks.message(what, rule, "a nested tensor", way_out))
@@ -87,13 +90,26 @@ def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -
     if key is not None and generator is not None:
         what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
         raise ValueError(_checks.message(what, rule, "both"))
-    if generator is not None and torch.compiler.is_compiling():
-        way_out = "Draw outside: key=sitout.masks.draw_key(generator=...)."
-        what = f"`generator` of {owner}"
-        raise ValueError(_checks.message(what, "None in compiled code", "a Generator", way_out))
+    if key is None and torch.compiler.is_compiling():
+        _check_compiled(owner, generator)
     if key is None:
         key = masks.MaskKey() if _held(p, law) == 1.0 else masks.draw_key(x.device, generator)
     return backends.drop(x, backends.Address(key, shared, batch_dim, rows, cut), p, law)
+
+
+def _check_compiled(owner: str, generator: torch.Generator | None) -> None:
+    """Refuse what a compiled graph would draw wrongly."""
+    if generator is not None:
+        what, rule = f"`generator` of {owner}", "None in compiled code"
+        way_out = "Draw outside: key=sitout.masks.draw_key(generator=...)."
+        raise ValueError(_checks.message(what, rule, "a Generator", way_out))
+    budget = torch._functorch.config.activation_memory_budget
+    if budget < 1.0 and torch.is_grad_enabled():
+        # The partitioner repeats draws in backward: https://github.com/pytorch/pytorch/issues/190758
+        what = "torch._functorch.config.activation_memory_budget"
+        rule = f"1 for {owner} without a key"
+        way_out = "Torch would draw another mask in backward: use a MaskClock, or pass key=."
+        raise RuntimeError(_checks.message(what, rule, budget, way_out))
 
 
 def _pairs(block: Sequence[tuple[int, int]], owner: str) -> tuple[tuple[int, int], ...]:
