@@ -6,6 +6,7 @@ import io
 import itertools
 import threading
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -679,3 +680,38 @@ def test_what_no_mask_can_be_laid_over_is_refused_in_one_line(name):
     for given, message in refused():
         with pytest.raises(TypeError, match=rf"^The input of \w+ must be {message}"):
             make(name)(given)
+
+
+# The address on its way through the op
+
+WIDEST = {"seed": 2**64 - 1, "site": 2**28 - 1, "step": 2**32 - 1, "call": 2**32 - 1}
+
+
+def tensor(value):
+    return torch.tensor(value - (value >> 63 << 64))
+
+
+@pytest.mark.parametrize("field", [*WIDEST, "all"])
+@pytest.mark.parametrize("number", [0, 1, 2**31, "widest"])
+def test_every_address_survives_its_packing(field, number):
+    names = list(WIDEST) if field == "all" else [field]
+    fields = {name: WIDEST[name] if number == "widest" else number for name in names}
+    if "site" in fields:
+        fields["site"] = min(fields["site"], WIDEST["site"])
+    fields = {"seed": 3 << 40, **fields}
+    x, drop = torch.ones(3, 40), sitout.functional.dropout
+    wanted = keep_mask(MaskKey(**fields), P, x.shape)
+    as_data = MaskKey(**{name: tensor(value) for name, value in fields.items()})
+    per_row = MaskKey(**{**fields, "step": torch.full((3,), fields.get("step", 0))})
+    for key in (MaskKey(**fields), as_data, per_row):
+        assert torch.equal(drop(x, P, key=key) != 0, wanted)
+        assert torch.equal(make_fx(partial(drop, p=P, key=key))(x)(x) != 0, wanted)
+
+
+def test_a_step_a_row_goes_through_the_op():
+    x, steps = torch.ones(4, 40), torch.tensor([5, 0, 2**32 - 1, 7])
+    key = MaskKey(seed=1, site=9, step=steps)
+    made = make_fx(lambda x, s: sitout.functional.dropout(x, P, key=MaskKey(1, 9, s)))(x, steps)
+    other = torch.tensor([1, 2, 3, 4])
+    assert torch.equal(made(x, steps) != 0, keep_mask(key, P, x.shape))
+    assert torch.equal(made(x, other) != 0, keep_mask(MaskKey(1, 9, other), P, x.shape))
