@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit reports clean
+.PHONY: study test lint types docs unit reports same-mask same-run clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -42,6 +42,12 @@ reports: $(VENV)/.study ## the studies whose figures stand in the documentation 
 	$(BIN)/sitout study fashion-mnist --train-size 5000 --net mlp:512x2 --trials 4 --epochs 20 --out build/fashion-mnist-5000
 	cp build/digits-400/report.json docs/results/digits-400.json
 	cp build/fashion-mnist-5000/report.json docs/results/fashion-mnist-5000.json
+
+same-mask: $(VENV)/.test ## the table of equal and different masks that stands in the documentation
+	$(BIN)/python benchmarks/same_mask.py
+
+same-run: $(VENV)/.test ## one training run in six ways: are its masks and losses the same? (a minute)
+	$(BIN)/python benchmarks/same_run.py --save
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

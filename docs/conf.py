@@ -8,7 +8,7 @@ author = project_copyright = "The sitout developers"
 version = release = version_of("sitout")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -43,9 +43,9 @@ napoleon_custom_sections = ["Shape", "Differs", "Reference"]
 # are private types behind a public field.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|npt|numpy|pd|pandas|optuna|os|collections|pathlib|types)\..*"),
-    (r"py:.*", r"Tensor|Path|Sequence|Callable|ModuleType"),
+    (r"py:.*", r"Tensor|Path|Sequence|Mapping|Callable|ModuleType|ProcessGroup|DeviceMesh"),
     (r"py:.*", r"TypeError|ValueError|ImportError|Exception"),
-    (r"py:class", r"Features|sitout\.data\._layouts\.(Table|Grid)"),
+    (r"py:class", r"Features|Law|sitout\.data\._layouts\.(Table|Grid)"),
 ]
 
 

@@ -42,6 +42,7 @@ NEIGHBOURS = {
 }
 
 OPTIONAL = [
+    "torch._dynamo",  # a second, for those who do not compile
     "jinja2",
     "lightning",
     "onnx",

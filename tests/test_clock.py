@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import sitout
@@ -365,13 +366,19 @@ def test_a_checkpoint_outside_of_a_block_repeats_its_default_mode():
         assert equal(gradients(y, model), wanted)
 
 
+@pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}])
-def test_a_checkpoint_without_the_clock_is_refused_with_the_way_out(options):
+def test_a_checkpoint_without_the_clock_is_refused_with_the_way_out(options, inside):
     model, x = net(), torch.randn(3, 4, requires_grad=True)
     clock = MaskClock(model)
+    refused = pytest.raises(RuntimeError, match=r"Got '1' in a forward .* context_fn=clock\.recom")
     with clock.at(0):
         y = checkpoint(model, x, **options)
-        with pytest.raises(RuntimeError, match=r"Got '1' in a forward .* context_fn=clock\.recom"):
+        if inside:
+            with refused:
+                y.sum().backward()
+    if not inside:
+        with refused:
             y.sum().backward()
 
 
@@ -567,6 +574,22 @@ def test_an_export_of_a_mask_is_refused():
     for step, strict in enumerate((True, False)):
         with clock.at(step), pytest.raises(Exception, match=r"an export, which would freeze"):
             torch.export.export(model, (x,), strict=strict)
+
+
+def test_a_trace_of_a_mask_is_refused():
+    model, x = net(), torch.randn(3, 4)
+    clock = MaskClock(model)
+    with clock.at(0), pytest.raises(RuntimeError, match=r"a trace, which would freeze the mask"):
+        make_fx(model)(x)
+
+
+def test_a_clock_may_be_made_under_another_default_device():
+    model = net()
+    with torch.device("meta"):
+        clock = MaskClock(model, seed=3)
+        with clock.at(1):
+            y = model[1](torch.ones(3, 8, device="cpu"))
+    assert torch.equal(y != 0, keep_mask(clock.key("1", 1), 0.5, (3, 8)))
 
 
 def test_a_block_in_compiled_code_is_refused_or_run_in_eager():

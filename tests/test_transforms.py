@@ -305,6 +305,16 @@ def test_a_checkpoint_repeats_the_mask_of_its_forward(name, reentrant):
     assert torch.equal(plain.grads, again.grads)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@every_layer
+def test_a_generator_in_a_checkpoint_is_refused_for_nobody_would_restore_it(name, reentrant):
+    layer = make(name, generator=torch.Generator())
+    x = sample(name, requires_grad=True)
+    y = checkpoint(torch.nn.Sequential(layer, torch.nn.Tanh()), x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"^`generator` of .* repeated in backward.*MaskClock"):
+        y.sum().backward()
+
+
 # torch.func
 
 
@@ -323,11 +333,15 @@ def test_vmap_gives_every_example_the_same_mask_or_its_own_or_refuses(name):
         torch.func.vmap(layer)(x)
 
 
+def function_of(name):
+    """Return the function of the same stem: ``drop_path`` of ``DropPath``."""
+    stems = {one.replace("_", ""): one for one in sitout.functional.__all__}
+    return getattr(sitout.functional, stems[name.lower()])
+
+
 @every_layer
 def test_vmap_over_keys_is_the_loop_over_keys(name):
-    shape, stem = CASES[name].shapes[0], type(make(name)).__name__
-    function = {one.replace("_", ""): one for one in sitout.functional.__all__}[stem.lower()]
-    drop = getattr(sitout.functional, function)
+    shape, drop = CASES[name].shapes[0], function_of(name)
     x, seeds = sample(name, (4, *shape)), torch.randint(2**62, (4,))
 
     def run(x, seed):
@@ -395,6 +409,29 @@ def test_forward_mode_goes_through_a_layer(name):
         made = torch.autograd.forward_ad.unpack_dual(out).tangent
     wanted = tangent * slope(name, key, x).to(x.dtype)
     assert_same(name, made, wanted + 0.0)
+
+
+@torch_imports
+@every_layer
+def test_forward_mode_goes_through_a_layer_under_a_mode_and_a_default_device(name):
+    layer, x = make(name), sample(name)
+    tangent, key = torch.randn_like(x), ticket()
+    with torch.device("cpu"), torch.autograd.forward_ad.dual_level():
+        out = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+        made = torch.autograd.forward_ad.unpack_dual(out).tangent
+    assert_same(name, made, tangent * slope(name, key, x).to(x.dtype) + 0.0)
+
+
+@torch_imports
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch's own
+@every_layer
+def test_a_linearized_function_is_its_slope(name):
+    """With a key: torch calls what it linearizes twice, and would draw twice."""
+    key, x = MaskKey(seed=7), sample(name)
+    tangent = torch.randn_like(x)
+    out, push = torch.func.linearize(partial(function_of(name), p=P, key=key), x)
+    assert_same(name, out, value(name, key, x))
+    assert torch.allclose(push(tangent), tangent * slope(name, key, x).to(x.dtype))
 
 
 @every_layer
@@ -680,6 +717,17 @@ def test_what_no_mask_can_be_laid_over_is_refused_in_one_line(name):
     for given, message in refused():
         with pytest.raises(TypeError, match=rf"^The input of \w+ must be {message}"):
             make(name)(given)
+
+
+@compiles
+@torch_imports
+def test_a_key_of_ints_may_change_in_compiled_code():
+    def run(x, seed, site, step, call):
+        return sitout.functional.dropout(x, P, key=MaskKey(seed, site, step, call))
+
+    compiled, x = torch.compile(run, fullgraph=True), torch.ones(3, 40)
+    for fields in ((3, 0, 0, 0), (2**62 + 5, 0, 7, 0), (4, 9, 8, 2), (5, 10, 2**32 - 1, 3)):
+        assert torch.equal(compiled(x, *fields) != 0, keep_mask(MaskKey(*fields), P, x.shape))
 
 
 # The address on its way through the op

@@ -114,7 +114,8 @@ def choice(value: str, known: Iterable[str], what: str) -> str:
     known = list(known)
     if value in known:
         return value
-    raise ValueError(message(what, f"one of {', '.join(known)}", value, nearest(value, known)))
+    names = ", ".join(name or "''" for name in known)
+    raise ValueError(message(what, f"one of {names}", value, nearest(value, known)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from .masks import MaskKey
@@ -38,8 +39,8 @@ class State:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.step = 0  # what the tensor below holds
-        self.seed_tensor = torch.tensor(seed)
-        self.step_tensor = torch.tensor(0)
+        self.seed_tensor = torch.tensor(seed, device="cpu")
+        self.step_tensor = torch.tensor(0, device="cpu")
         self.block: Block | None = None
         self.tickers: list[Ticker] = []
         self.recomputing = False
@@ -100,6 +101,7 @@ class Ticker:
         """
         state = self.state
         block = state.block
+        self._check_repeat()
         if block is None:
             return None, None
         self._check(layer)
@@ -135,11 +137,6 @@ class Ticker:
                 "a replica of DataParallel, which does not know its rows. Use "
                 "DistributedDataParallel with rows=sitout.parallel.rows(B)"
             )
-        elif _in_backward() and not self.state.recomputing:
-            problem = (
-                "a forward that is repeated in backward. Pass use_reentrant=False and "
-                "context_fn=clock.recompute to torch.utils.checkpoint.checkpoint"
-            )
         elif torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 problem = (
@@ -150,25 +147,46 @@ class Ticker:
                     "a function transform in compiled code. Leave torch.compile out, or pass key= "
                     "to the function"
                 )
+        elif _is_traced():
+            problem = "a trace, which would freeze the mask. Trace in evaluation, or outside of at"
         elif _randomness() not in ("none", "same"):
             problem = (
                 f"vmap with randomness={_randomness()!r}, where a clock gives every example the "
                 "same mask. Say randomness='same', or leave the block for default mode"
             )
         if problem:
-            raise RuntimeError(
-                f"A layer under a MaskClock must run where its call has an address. Got "
-                f"{self.name or type(layer).__name__!r} in {problem}."
+            raise self._refusal(problem)
+
+    def _check_repeat(self) -> None:
+        """Refuse a forward in backward that does not know the address of the first one."""
+        if _in_backward() and not self.state.recomputing:
+            raise self._refusal(
+                "a forward that is repeated in backward. Pass use_reentrant=False and "
+                "context_fn=clock.recompute to torch.utils.checkpoint.checkpoint"
             )
 
+    def _refusal(self, problem: str) -> RuntimeError:
+        return RuntimeError(
+            "A layer under a MaskClock must run where its call has an address. Got "
+            f"{self.name!r} in {problem}."
+        )
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+
 def _in_backward() -> bool:
     """Return whether autograd is running; compiled code asks when it is traced.
 
     A compiled forward that is repeated is traced again, since its count of calls has changed.
     """
     return torch._C._current_graph_task_id() != -1
+
+
+# What torch.compiler.assume_constant_result does, which loads the whole compiler.
+_in_backward._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_traced() -> bool:
+    """Return whether make_fx is at work, which takes an int for a constant."""
+    return torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None
 
 
 def _is_captured() -> bool:

@@ -257,6 +257,7 @@ class MaskClock:
         }
         for name, layer in unbound.items():
             check_free(name, layer)
+        state.tickers = [ticker for ticker in state.tickers if ticker.name not in unbound]
         for name, layer in unbound.items():
             if isinstance(layer._ticker, Ticker):
                 layer._ticker.state.taken = name

@@ -96,4 +96,5 @@ def _is_zero(value: int | Tensor) -> bool:
 def _tensor(value: int | Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64, device="cpu")
+    signed = value if value < 1 << 63 else value - (1 << 64)
+    return torch.full((), signed, dtype=torch.int64, device="cpu")

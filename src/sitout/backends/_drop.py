@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _choice, _op, reference
 from ._law import slope
@@ -19,7 +20,8 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
     """Drop by one of the laws, on the backend that serves ``x``.
 
     An eager tensor goes straight to the kernel. Compilers, exporters, fake tensors and dispatch
-    modes see the op ``sitout::drop``. Function transforms see plain torch operations.
+    modes see the op ``sitout::drop``. Function transforms and forward-mode differentiation see
+    plain torch operations.
 
     Args:
         x: ``[B, ...]``, a floating dtype.
@@ -37,7 +39,11 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
     """
     if torch._C._are_functorch_transforms_active():
         return reference.drop(x, address, p, law)
-    if torch.compiler.is_compiling() or _is_watched():
+    if torch.compiler.is_compiling():
+        return _op.drop(x, address, p, law)
+    if forward_ad._current_level >= 0:  # an op cannot have a rule for forward mode
+        return reference.drop(x, address, p, law)
+    if _is_watched():
         return _op.drop(x, address, p, law)
     out: Tensor = _Drop.apply(x, address, p, law)  # type: ignore[no-untyped-call]
     return out
@@ -66,7 +72,3 @@ class _Drop(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # raises if the address has been overwritten since
         return drop(grad, ctx.address, ctx.p, ctx.law), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return drop(tangent, ctx.address, ctx.p, ctx.law)

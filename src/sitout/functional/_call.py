@@ -90,15 +90,20 @@ def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -
     if key is not None and generator is not None:
         what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
         raise ValueError(_checks.message(what, rule, "both"))
-    if key is None and torch.compiler.is_compiling():
-        _check_compiled(owner, generator)
     if key is None:
+        _check_draw(owner, generator)
         key = masks.MaskKey() if _held(p, law) == 1.0 else masks.draw_key(x.device, generator)
     return backends.drop(x, backends.Address(key, shared, batch_dim, rows, cut), p, law)
 
 
-def _check_compiled(owner: str, generator: torch.Generator | None) -> None:
-    """Refuse what a compiled graph would draw wrongly."""
+def _check_draw(owner: str, generator: torch.Generator | None) -> None:
+    """Refuse a draw that would be another one in backward, or would be made once for all calls."""
+    if not torch.compiler.is_compiling():
+        if generator is not None and torch._C._current_graph_task_id() != -1:
+            what, rule = f"`generator` of {owner}", "None where a forward is repeated in backward"
+            way_out = "A checkpoint restores torch's own generator only: use a MaskClock, or key=."
+            raise RuntimeError(_checks.message(what, rule, "a Generator", way_out))
+        return
     if generator is not None:
         what, rule = f"`generator` of {owner}", "None in compiled code"
         way_out = "Draw outside: key=sitout.masks.draw_key(generator=...)."
