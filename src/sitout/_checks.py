@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
@@ -92,6 +93,27 @@ def dims(value: object, name: str, owner: str) -> tuple[int, ...]:
     return tuple(integer(dim, name, owner) for dim in value)
 
 
+def pairs(value: object, name: str, owner: str) -> tuple[tuple[int, int], ...]:
+    """Return ``value`` as a tuple of pairs of ints.
+
+    Raises:
+        ValueError: it is no sequence of such pairs.
+    """
+    try:
+        made = tuple((first, second) for first, second in value)  # type: ignore[attr-defined]
+        # Not operator.index throughout: it would make a constant of a compiler's symbol.
+        return tuple((_index(first), _index(second)) for first, second in made)
+    except (TypeError, ValueError):
+        rule = "a sequence of (start, full size) pairs of ints"
+        raise ValueError(message(f"`{name}` of {owner}", rule, value)) from None
+
+
+def _index(value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+
+
 def dim(value: object, rank: int, name: str) -> int:
     """Return ``value``, one of ``rank`` dims, counted from the front.
 
@@ -118,7 +140,9 @@ def choice(value: str, known: Iterable[str], what: str) -> str:
     raise ValueError(message(what, f"one of {names}", value, nearest(value, known)))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'?"`` where a known name is near, else an empty string."""
+    if not isinstance(name, str):
+        return ""
     close = get_close_matches(name, list(known), n=1)
     return f"Did you mean {close[0]!r}?" if close else ""

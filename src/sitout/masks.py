@@ -269,7 +269,7 @@ def _cut(
     sizes: tuple[int, ...], block: Sequence[tuple[int, int]], device: torch.device | str
 ) -> Tensor:
     """Return the columns, in the whole tensor, of a shard's elements: int64 ``[prod(sizes)]``."""
-    block = [(int(start), int(full)) for start, full in block]
+    block = _checks.pairs(block, "block", "a mask")
     if len(block) != len(sizes) or any(
         not 0 <= start <= start + size <= full
         for size, (start, full) in zip(sizes, block, strict=True)
@@ -279,7 +279,7 @@ def _cut(
                 "`block`",
                 f"one (start, full size) per non-batch dim of the mask, which has sizes {sizes}, "
                 "with start + size <= full size",
-                block,
+                list(block),
             )
         )
     cols = torch.zeros(1, dtype=torch.int64, device=device)

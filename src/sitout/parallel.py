@@ -39,7 +39,7 @@ def rows(
 
     Raises:
         TypeError: ``batch`` is no int.
-        ValueError: ``batch`` is negative, or ``order`` unknown.
+        ValueError: ``batch`` is negative, ``order`` unknown, or the process not in the group.
 
     Example:
         >>> rows(4)
@@ -50,7 +50,7 @@ def rows(
     _checks.choice(order, ("contiguous", "distributed"), "`order` of rows")
     rank, size = _place(group)
     if order == "distributed":
-        return torch.arange(rank, batch, size)
+        return torch.arange(batch)[rank::size]
     start, stop = _cut(batch, rank, size)
     return torch.arange(start, stop)
 
@@ -67,7 +67,7 @@ def block(full: int, *, group: ProcessGroup | DeviceMesh | None = None) -> tuple
 
     Raises:
         TypeError: ``full`` is no int.
-        ValueError: ``full`` is negative.
+        ValueError: ``full`` is negative, or the process not in the group.
 
     Example:
         >>> block(512)
@@ -84,7 +84,11 @@ def _place(group: ProcessGroup | DeviceMesh | None) -> tuple[int, int]:
     if not distributed.is_available() or not distributed.is_initialized():
         return 0, 1
     members = group.get_group() if isinstance(group, DeviceMesh) else group
-    return distributed.get_rank(members), distributed.get_world_size(members)
+    rank = distributed.get_rank(members)
+    if rank < 0:
+        what, rule = "`group` of a shard", "one that this process belongs to"
+        raise ValueError(_checks.message(what, rule, "another one"))
+    return rank, distributed.get_world_size(members)
 
 
 def _cut(full: int, rank: int, size: int) -> tuple[int, int]:

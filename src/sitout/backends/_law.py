@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -44,7 +45,7 @@ def constants(law: Law, p: Number) -> tuple[Number, Number, Number]:
         return 0.0, 0.0, 0.0
     if law == "dropout":
         return _zero_at_one(1.0 / (1.0 - rate), rate), 0.0, 0.0
-    a = _zero_at_one(((1.0 - rate) * (1.0 + rate * _SATURATION**2)) ** -0.5, rate)
+    a = _zero_at_one(1.0 / _root((1.0 - rate) * (1.0 + rate * _SATURATION**2)), rate)
     if law == "alpha_slope":
         return a, 0.0, 0.0
     b = -a * rate * _SATURATION
@@ -63,4 +64,9 @@ def sigma(p: Number) -> Number:
     A float is taken as it is, a rate as data is the one that holds.
     """
     rate = held(p) if isinstance(p, Tensor) else p
-    return (rate / (1.0 - rate)) ** 0.5
+    return _root(rate / (1.0 - rate))
+
+
+def _root(value: Number) -> Number:
+    """Return the square root; a power is rounded less well."""
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)

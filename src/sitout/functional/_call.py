@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,7 +82,7 @@ def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -
     """
     key, rows, block, shared_dims, batch_dim, generator = options
     shared = _checks.dims(shared_dims, "shared_dims", owner)
-    cut = None if block is None else _pairs(block, owner)
+    cut = None if block is None else _checks.pairs(block, "block", owner)
     if key is not None and not isinstance(key, masks.MaskKey):
         raise TypeError(_checks.message(f"`key` of {owner}", "a MaskKey", key))
     _checks.generator(generator, owner)
@@ -115,14 +114,6 @@ def _check_draw(owner: str, generator: torch.Generator | None) -> None:
         rule = f"1 for {owner} without a key"
         way_out = "Torch would draw another mask in backward: use a MaskClock, or pass key=."
         raise RuntimeError(_checks.message(what, rule, budget, way_out))
-
-
-def _pairs(block: Sequence[tuple[int, int]], owner: str) -> tuple[tuple[int, int], ...]:
-    try:
-        return tuple((operator.index(start), operator.index(full)) for start, full in block)
-    except (TypeError, ValueError):
-        rule = "a sequence of (start, full size) pairs of ints"
-        raise ValueError(_checks.message(f"`block` of {owner}", rule, block)) from None
 
 
 def write(x: Tensor, out: Tensor, inplace: bool) -> Tensor:

@@ -33,7 +33,8 @@ def gaussian_dropout(
 
     Args:
         x: ``[B, ...]``, a floating dtype.
-        p: drop rate with the same variance p / (1 - p), a fraction in [0, 1).
+        p: drop rate with the same variance p / (1 - p), a fraction in [0, 1); as data it cannot be
+            checked, and 1 gives infinity.
         training: without it the function is the identity.
         inplace: write the result into ``x``.
         key: as in :func:`dropout`, like the options below.

@@ -24,6 +24,7 @@ class Site(torch.nn.Module):
     """A place in a model where units sit out in training: the base of every layer here."""
 
     rate_data: Tensor | None
+    _written: list[int]
     _ticker: Ticker | None = None
     _p_below_one = False
 
@@ -48,20 +49,17 @@ class Site(torch.nn.Module):
     @property
     def p(self) -> float:
         """The drop rate, a fraction in [0, 1]; of a schedulable layer the rate that holds."""
-        data = self.rate_data
-        if data is None or data.is_meta:
+        if self.rate_data is None:
             return self._p
-        bits, threshold = data.tolist()
-        return float(threshold / 2.0**bits)
+        bits, threshold = self._pair()
+        return threshold / 2.0**bits
 
     @p.setter
     def p(self, value: float) -> None:
         owner, below_one = type(self).__name__, self._p_below_one
         rate = _checks.rate(value, owner, below_one=below_one)
         if self.rate_data is not None:
-            if below_one:  # 1 - 2**-40 has 1 as the nearest rate that can be data
-                _checks.rate(masks.effective_rate(rate), owner, below_one=True)
-            self._write(masks.rate_data(rate))
+            self._write(self._as_data(rate))
         self._p = rate
 
     def schedulable_(self) -> Self:
@@ -81,21 +79,35 @@ class Site(torch.nn.Module):
             tensor([   16, 16384])
         """
         if self.rate_data is None:
-            self.rate_data = masks.rate_data(self._p)
-            self.p = self._p
+            data = self._as_data(self._p)
+            self.rate_data = torch.empty_like(data)
+            self._write(data)
         return self
 
+    def _as_data(self, rate: float) -> Tensor:
+        if self._p_below_one:  # 1 - 2**-40 has 1 as the nearest rate that can be data
+            _checks.rate(masks.effective_rate(rate), type(self).__name__, below_one=True)
+        return masks.rate_data(rate)
+
     def _write(self, data: Tensor) -> None:
+        self._written = data.tolist()
         with torch.no_grad():
             if self.rate_data is not None:
                 self.rate_data.copy_(data)
 
+    def _pair(self) -> list[int]:
+        """Return what ``rate_data`` holds; on the meta device, what it held last."""
+        if self.rate_data is not None and not self.rate_data.is_meta:
+            self._written = self.rate_data.tolist()
+        return self._written
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast as every module does; the rate survives ``to_empty`` too."""
-        data = self.rate_data
-        before = masks.rate_data(self._p) if data is None or data.is_meta else data.cpu()
+        pair = None if self.rate_data is None else self._pair()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._write(before)
+        if self.rate_data is not None:
+            self.rate_data = self.rate_data.long()  # Module.type() casts ints too
+            self._write(torch.tensor(pair))
         return self
 
     def _rate(self) -> float | Tensor:
