@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sitout
-from sitout.backends import _choice, explain, reference, select, use
+from sitout.backends import _choice, cpu, explain, reference, select, use
 
 X = torch.ones(3)
 
@@ -21,12 +21,38 @@ def _free(monkeypatch):
     use(None)
 
 
-def test_the_reference_serves_every_tensor_and_says_why():
-    for x in (X, X.double(), torch.ones(0), torch.ones((), device="meta")):
+def test_the_core_serves_what_lies_in_the_memory_of_the_cpu():
+    for x in (X, X.double(), torch.ones(0), torch.nn.Parameter(X), X.bfloat16().expand(2, 3).t()):
         backend, why = explain(x)
-        assert backend == "reference"
-        assert x.device.type in why
-        assert select(x) is reference
+        assert backend == "cpu"
+        assert why == f"the compiled core serves it, with {cpu.core().target()}"
+        assert select(x) is cpu
+
+
+class Subclass(torch.Tensor):
+    """A tensor that could do anything."""
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (torch.ones((), device="meta"), "it is not in the memory of the CPU"),
+        (torch.ones(3).as_subclass(Subclass), "its type is Subclass"),
+        (torch.ones(3, dtype=torch.complex64).conj().imag, "its values are not in its memory"),
+        (torch.ones([1] * 17), "it is torch.float32 with 17 dims"),
+        (torch.ones(3, dtype=torch.float8_e5m2), "it is torch.float8_e5m2"),
+    ],
+)
+def test_the_reference_serves_the_rest_and_says_why(x, reason):
+    backend, why = explain(x)
+    assert backend == "reference"
+    assert why.startswith(f"no compiled kernel serves this tensor: {reason}")
+    assert select(x) is reference
+    with (
+        use("cpu"),
+        pytest.raises(ValueError, match=r"^The backend 'cpu', forced by .*cannot serve"),
+    ):
+        explain(x)
 
 
 def test_what_explain_names_is_what_select_gives():
@@ -36,7 +62,7 @@ def test_what_explain_names_is_what_select_gives():
 
 
 def test_a_context_holds_within_its_block_and_restores_what_was_before():
-    assert explain(X).backend == "reference"
+    assert explain(X).backend == "cpu"
     with use("other"):
         assert explain(X) == ("other", "forced by sitout.backends.use('other')")
         with use("reference"):
@@ -84,7 +110,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_and_forces_nothing():
     with pytest.raises(ValueError, match=r"^the backend given to use\(\)") as error:
         use("referense")
     assert str(error.value) == (
-        "the backend given to use() must be one of reference, other. Got 'referense'. "
+        "the backend given to use() must be one of reference, cpu, other. Got 'referense'. "
         "Did you mean 'reference'?"
     )
     assert "forced" not in explain(X).why
@@ -109,7 +135,9 @@ def test_use_goes_before_the_environment(monkeypatch):
 
 def test_an_unknown_name_in_the_environment_lists_the_known(monkeypatch):
     monkeypatch.setenv("SITOUT_BACKEND", "cuda")
-    with pytest.raises(ValueError, match=r"SITOUT_BACKEND must be one of reference, other\. Got"):
+    with pytest.raises(
+        ValueError, match=r"SITOUT_BACKEND must be one of reference, cpu, other\. Got"
+    ):
         explain(X)
 
 

@@ -30,6 +30,11 @@ PUBLIC = {
         "select",
         "use",
     ],
+    "sitout.backends.cpu": [
+        "core",
+        "drop",
+        "serves",
+    ],
     "sitout.backends.reference": [
         "drop",
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,3 +41,11 @@ def needs_or_exit(extra: str, who: str) -> Iterator[None]:
             yield
     except ImportError as error:
         raise SystemExit(str(error)) from error
+
+
+def core() -> Any:
+    """Return the compiled core of the CPU backend, or None where it was not built."""
+    try:
+        return import_module("sitout._core")
+    except ImportError:
+        return None

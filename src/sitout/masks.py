@@ -269,6 +269,18 @@ def _cut(
     sizes: tuple[int, ...], block: Sequence[tuple[int, int]], device: torch.device | str
 ) -> Tensor:
     """Return the columns, in the whole tensor, of a shard's elements: int64 ``[prod(sizes)]``."""
+    block = _check_block(sizes, block)
+    cols = torch.zeros(1, dtype=torch.int64, device=device)
+    for size, (start, full) in zip(sizes, block, strict=True):
+        along = torch.arange(start, start + size, device=device)
+        cols = (cols[:, None] * full + along).flatten()
+    return cols
+
+
+def _check_block(
+    sizes: tuple[int, ...], block: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Return a block that fits the non-batch dims of a mask."""
     block = _checks.pairs(block, "block", "a mask")
     if len(block) != len(sizes) or any(
         not 0 <= start <= start + size <= full
@@ -282,11 +294,7 @@ def _cut(
                 list(block),
             )
         )
-    cols = torch.zeros(1, dtype=torch.int64, device=device)
-    for size, (start, full) in zip(sizes, block, strict=True):
-        along = torch.arange(start, start + size, device=device)
-        cols = (cols[:, None] * full + along).flatten()
-    return cols
+    return block
 
 
 def keep_mask(

@@ -6,14 +6,14 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from .. import _checks
-from . import reference
+from . import cpu, reference
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from torch import Tensor
 
-_BACKENDS: dict[str, ModuleType] = {"reference": reference}
+_BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
 
 
 class Explanation(NamedTuple):
@@ -70,21 +70,29 @@ def explain(x: Tensor) -> Explanation:
         x: any tensor.
 
     Raises:
-        ValueError: ``SITOUT_BACKEND`` names no backend.
+        ValueError: ``SITOUT_BACKEND`` names no backend, or one that is forced cannot serve ``x``.
 
     Example:
-        >>> explain(torch.ones(2)).backend
+        >>> explain(torch.ones(2, device="meta")).backend
         'reference'
     """
     if use._forced:
-        return Explanation(use._forced, f"forced by sitout.backends.use({use._forced!r})")
+        return _forced(x, use._forced, f"sitout.backends.use({use._forced!r})")
     wanted = os.environ.get("SITOUT_BACKEND")
     if wanted:
         name = _checks.choice(wanted, _BACKENDS, "the environment variable SITOUT_BACKEND")
-        return Explanation(name, "forced by the environment variable SITOUT_BACKEND")
-    return Explanation(
-        "reference", f"no compiled backend serves {x.device.type} tensors in this version"
-    )
+        return _forced(x, name, "the environment variable SITOUT_BACKEND")
+    reason = cpu.serves(x)
+    if reason:
+        return Explanation("reference", f"no compiled kernel serves this tensor: {reason}")
+    return Explanation("cpu", f"the compiled core serves it, with {cpu.core().target()}")
+
+
+def _forced(x: Tensor, name: str, who: str) -> Explanation:
+    reason = cpu.serves(x) if name == "cpu" else ""
+    if reason:
+        raise ValueError(f"The backend 'cpu', forced by {who}, cannot serve a tensor: {reason}.")
+    return Explanation(name, f"forced by {who}")
 
 
 def select(x: Tensor) -> ModuleType:
@@ -94,7 +102,9 @@ def select(x: Tensor) -> ModuleType:
         x: any tensor.
 
     Example:
-        >>> select(torch.ones(2)) is reference
+        >>> select(torch.ones(2, device="meta")) is reference
         True
     """
+    if use._forced is None and not os.environ.get("SITOUT_BACKEND"):
+        return reference if cpu.serves(x) else cpu
     return _BACKENDS[explain(x).backend]
