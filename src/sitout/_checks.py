@@ -25,7 +25,7 @@ def rate(p: object, owner: str, *, below_one: bool = False) -> float:
     """
     interval = "[0, 1)" if below_one else "[0, 1]"
     what, rule = f"`p` of {owner}", f"a number in {interval}"
-    if isinstance(p, bool) or not isinstance(p, Real):
+    if type(p) is not float and (isinstance(p, bool) or not isinstance(p, Real)):
         raise TypeError(message(what, rule, p))
     # With dynamic=True a compiler takes a float for a symbol; __float__ asks for its value.
     value = float(p).__float__()

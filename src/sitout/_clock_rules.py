@@ -34,12 +34,14 @@ def check_state(state: Mapping[str, Any]) -> tuple[int, dict[str, int], list[tup
         used = [(operator.index(first), operator.index(last)) for first, last in state["used"]]
     except (KeyError, TypeError, ValueError, AttributeError):
         rule = "what state_dict() gave, with spec, seed, sites and used"
-        raise ValueError(_checks.message(what, rule, state)) from None
+        got = list(state)[:5] if isinstance(state, dict) else type(state).__name__
+        raise ValueError(_checks.message(what, rule, got)) from None
     if version != SPEC_VERSION:
         rule = f"of version {SPEC_VERSION} of the mask specification"
         raise ValueError(_checks.message(what, rule, version))
     if sorted(sites.values()) != list(range(len(sites))):
-        raise ValueError(_checks.message(what, "one whose sites are numbered 0, 1, 2, ...", sites))
+        rule, got = "one whose sites are numbered 0, 1, 2, ...", sorted(sites.values())[:5]
+        raise ValueError(_checks.message(what, rule, got))
     return seed, sites, used
 
 

@@ -95,13 +95,17 @@ def replay(
         seed, sites, _ = check_state(held)
         if rows is not None:
             check_positions(rows)
-            shape = [len(rows) if dim == batch_dim else size for dim, size in enumerate(shape)]
+            row_dim = batch_dim % len(shape) if len(shape) > 1 else -1
+            shape = [len(rows) if dim == row_dim else size for dim, size in enumerate(shape)]
         number = number_of(site, sites)
         key = MaskKey(seed, number, step, call)
         keep = keep_mask(key, p, shape, shared_dims=shared_dims, batch_dim=batch_dim, rows=rows)
         rate = effective_rate(p)
     except (TypeError, ValueError) as error:
         raise ReplayError(str(error)) from error
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        what, rule = "`shape`", "of a mask that fits into memory"
+        raise ReplayError(_checks.message(what, rule, tuple(shape))) from error
     batch = batch_dim % keep.dim() if keep.dim() > 1 else None
     keep = keep.unsqueeze(0) if batch is None else keep.movedim(batch, 0)
     if rows is None or len(rows) != len(keep):

@@ -44,11 +44,12 @@ class State:
         self.block: Block | None = None
         self.tickers: list[Ticker] = []
         self.recomputing = False
+        self.orphan = False  # whether the clock is gone, or stayed behind when the model was copied
         self.taken = ""  # the name of a layer that a later clock has taken over
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: no open block, for nobody could close it."""
-        return {**vars(self), "block": None, "recomputing": False}
+        return {**vars(self), "block": None, "recomputing": False, "orphan": True}
 
     def set_seed(self, seed: int) -> None:
         """Take another seed."""
@@ -63,33 +64,36 @@ class State:
             for ticker in self.tickers:
                 ticker.site_tensor = ticker.site_tensor.to(device)
 
-    def calls(self) -> list[int]:
+    def calls(self) -> dict[Ticker, int]:
         """Return how many times each layer has run within the block."""
-        return [ticker.calls for ticker in self.tickers]
+        return {ticker: ticker.calls for ticker in self.tickers}
 
-    def enter(self, block: Block | None, calls: list[int]) -> None:
-        """Open a block, or with None close it."""
+    def enter(self, block: Block | None, calls: dict[Ticker, int]) -> None:
+        """Open a block, or with None close it, as if the layers had run so many times."""
         # A step that stays is not written: autograd would say that the address has changed.
         if block is not None and block.step != self.step:
-            self.step = block.step
             self.step_tensor.fill_(block.step)
+            self.step = block.step
         self.block = block
-        for ticker, count in zip(self.tickers, calls, strict=False):
+        for ticker in self.tickers:
+            ticker.calls = 0
+        for ticker, count in calls.items():
             ticker.calls = count
 
 
 class Ticker:
     """The place of one layer in the model, and how many times it has run within the block."""
 
-    def __init__(self, state: State, name: str, site: int) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self.name = name
-        self.site = site
-        self.site_tensor = torch.tensor(site, device=state.step_tensor.device)
+        self.name = ""
+        self.site = 0
+        self.site_tensor = torch.tensor(0, device=state.step_tensor.device)
         self.calls = 0
 
-    def renumber(self, site: int) -> None:
-        """Take another number."""
+    def renumber(self, name: str, site: int) -> None:
+        """Take a name, and the number that belongs to it."""
+        self.name = name
         self.site = site
         self.site_tensor.fill_(site)
 
@@ -100,6 +104,8 @@ class Ticker:
             RuntimeError: the call cannot be told from another one, or would be frozen in a graph.
         """
         state = self.state
+        if state.orphan:
+            return None, None
         block = state.block
         self._check_repeat()
         if block is None:
@@ -147,6 +153,11 @@ class Ticker:
                     "a function transform in compiled code. Leave torch.compile out, or pass key= "
                     "to the function"
                 )
+            elif _loop():
+                problem = (
+                    f"{_loop()}, which would use one mask for all of its iterations. Write a loop, "
+                    "or pass key= to the function"
+                )
         elif _is_traced():
             problem = "a trace, which would freeze the mask. Trace in evaluation, or outside of at"
         elif _randomness() not in ("none", "same"):
@@ -173,15 +184,26 @@ class Ticker:
 
 
 def _in_backward() -> bool:
-    """Return whether autograd is running; compiled code asks when it is traced.
-
-    A compiled forward that is repeated is traced again, since its count of calls has changed.
-    """
+    """Return whether autograd is running; compiled code asks when it is traced, and never again."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _loop() -> str:
+    """Return the operator, such as ``torch.cond``, whose body a compiler is tracing, if any."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    tracer: Any = InstructionTranslator.current_tx().output.current_tracer
+    while tracer is not None:
+        name = str(getattr(tracer, "description", None))
+        if any(word in name for word in ("cond", "scan", "map_impl", "while_loop")):
+            return name
+        tracer = tracer.parent
+    return ""
 
 
 # What torch.compiler.assume_constant_result does, which loads the whole compiler.
 _in_backward._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_loop._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_traced() -> bool:
@@ -242,6 +264,8 @@ class _Again:
         self._undo.pop()()
 
 
-def _restore(state: State, block: Block | None, calls: list[int], recomputing: bool) -> None:
+def _restore(
+    state: State, block: Block | None, calls: dict[Ticker, int], recomputing: bool
+) -> None:
     state.enter(block, calls)
     state.recomputing = recomputing

@@ -215,7 +215,7 @@ def replay(
             _ints(shape, "--shape"),
             p,
             call=call,
-            rows=None if rows is None else torch.tensor(_positions(rows)),
+            rows=None if rows is None else _positions(rows),
             shared_dims=_ints(shared_dims, "--shared-dims"),
             batch_dim=batch_dim,
         )
@@ -233,11 +233,14 @@ def _ints(text: str, option: str) -> list[int]:
         raise ReplayError(f"{option} must be ints with commas between. Got {text!r}.") from None
 
 
-def _positions(text: str) -> list[int]:
+def _positions(text: str) -> torch.Tensor:
     start, colon, stop = text.partition(":")
     ends = _ints(start, "--rows") + _ints(stop, "--rows")
-    if not colon:
-        return ends
-    if len(ends) != 2:
-        raise ReplayError(f"--rows must be like 8:16 or 3,5,9. Got {text!r}.")
-    return list(range(*ends))
+    try:
+        if colon and len(ends) == 2 and ends[0] < ends[1]:
+            return torch.arange(*ends)
+        if not colon and ends:
+            return torch.tensor(ends)
+    except (RuntimeError, OverflowError):
+        pass
+    raise ReplayError(f"--rows must be like 8:16 or 3,5,9. Got {text!r}.")

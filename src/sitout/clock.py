@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from warnings import warn
 
 import torch
@@ -81,11 +81,12 @@ class MaskClock:
         self._used: list[tuple[int, int]] = []
         self._state = State(natural(seed, "seed", "MaskClock", SEEDS))
         self.recompute = recompute_of(self._state)
+        self._layout: list[object] = []
+        warn_of_others(model)
         self._number()
         if not self._sites:
             what, rule = "`model` of MaskClock", "one with a layer of sitout.nn"
             raise ValueError(_checks.message(what, rule, f"{type(model).__name__} without any"))
-        warn_of_others(model)
 
     @property
     def seed(self) -> int:
@@ -102,7 +103,12 @@ class MaskClock:
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
+        self._state.orphan = False
         self.recompute = recompute_of(self._state)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_state"):
+            self._state.orphan = True
 
     def __repr__(self) -> str:
         return f"MaskClock(seed={self.seed}, sites={len(self._sites)})"
@@ -140,11 +146,11 @@ class MaskClock:
         step = self._check_block(step, rows)
         self._number()
         state.place(_device_of(self._model))
-        state.enter(Block(step, None if rows is None else rows.clone()), [0] * len(state.tickers))
+        state.enter(Block(step, None if rows is None else rows.clone()), {})
         try:
             yield
         finally:
-            state.enter(None, [0] * len(state.tickers))
+            state.block = None
         self._used = _join(self._used, (step, step))
 
     def key(self, site: str | int, step: int, call: int = 0) -> MaskKey:
@@ -208,7 +214,7 @@ class MaskClock:
         for name in fresh:
             self._sites[name] = len(self._sites)
         for ticker in self._state.tickers:
-            ticker.renumber(self._sites[ticker.name])
+            ticker.renumber(ticker.name, self._sites[ticker.name])
 
     def _check_block(self, step: int, rows: Tensor | None) -> int:
         """Return the step of a block that may be opened."""
@@ -246,24 +252,23 @@ class MaskClock:
         return step
 
     def _number(self) -> None:
-        """Number the layers that no number has been given to yet, and leave a ticker with them."""
+        """Give every layer the number of its name, and leave a ticker with those that have none."""
         state = self._state
-        if not _has_unbound(self._model, state):
+        if _layout_of(self._model) == self._layout:
             return
-        unbound = {
-            _plain(self._model, name): layer
-            for name, layer in self._model.named_modules()
-            if isinstance(layer, Site) and not _is_bound(layer, state)
-        }
-        for name, layer in unbound.items():
+        layers = _sites_of(self._model)
+        fresh = {name: layer for name, layer in layers.items() if not _is_bound(layer, state)}
+        for name, layer in fresh.items():
             check_free(name, layer)
-        state.tickers = [ticker for ticker in state.tickers if ticker.name not in unbound]
-        for name, layer in unbound.items():
+        for name, layer in fresh.items():
             if isinstance(layer._ticker, Ticker):
                 layer._ticker.state.taken = name
-            number = self._sites.setdefault(name, len(self._sites))
-            layer._ticker = Ticker(state, name, number)
-            state.tickers.append(layer._ticker)
+            layer._ticker = Ticker(state)
+        for name, layer in layers.items():
+            ticker = cast("Ticker", layer._ticker)
+            ticker.renumber(name, self._sites.setdefault(name, len(self._sites)))
+        state.tickers = [cast("Ticker", layer._ticker) for layer in layers.values()]
+        self._layout = _layout_of(self._model)
 
 
 def _processes() -> int:
@@ -278,16 +283,29 @@ def _device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if held is None or held.is_meta else held.device
 
 
-def _has_unbound(model: torch.nn.Module, state: State) -> bool:
-    """Return whether a layer has no ticker of this clock; asked at every block, hence plain."""
+def _layout_of(model: torch.nn.Module) -> list[object]:
+    """Return what changes if a layer comes, goes or gets another name; asked at every block."""
+    found: list[object] = []
     todo: list[torch.nn.Module | None] = [model]
     while todo:
         module = todo.pop()
-        if isinstance(module, Site) and not _is_bound(module, state):
-            return True
+        found.append(module)
+        if isinstance(module, Site):
+            found.append(module._ticker)
         if module is not None and module._modules:
+            found += module._modules
             todo += module._modules.values()
-    return False
+    return found
+
+
+def _sites_of(model: torch.nn.Module) -> dict[str, Site]:
+    """Return the layers by their names, without what wrappers add where that leaves them apart."""
+    layers: dict[str, Site] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Site):
+            plain = _plain(model, name)
+            layers[name if plain in layers else plain] = layer
+    return layers
 
 
 def _is_bound(layer: Site, state: State) -> bool:

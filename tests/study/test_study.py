@@ -25,7 +25,8 @@ from sitout.cli import app
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "COLUMNS": "100"}
-SMALL = ["--net", "mlp:12x1", "--trials", "2", "--epochs", "4", "--arms", "none,dropout"]
+# Long enough to be caught in the middle, small enough for a test.
+SMALL = ["--net", "mlp:12x1", "--trials", "2", "--epochs", "60", "--arms", "none,dropout"]
 
 
 def command(*arguments):
@@ -124,7 +125,7 @@ def test_numbers_do_not_depend_on_the_number_of_processes(undisturbed, tmp_path)
         "wine",
         network="mlp:12x1",
         trials=2,
-        epochs=4,
+        epochs=60,
         arms=["none", "dropout"],
         jobs=1,
         out=tmp_path,

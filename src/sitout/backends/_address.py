@@ -10,7 +10,7 @@ from torch import Tensor
 from ..masks import MaskKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _LO32 = 0xFFFFFFFF
 
@@ -41,6 +41,14 @@ class Address(NamedTuple):
         key = self.key
         fields = (key.seed, key.site, key.step, key.call, self.rows)
         return [field for field in fields if isinstance(field, Tensor)]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Address:
+        """Return the same address with other tensors in the places of its own."""
+        held = iter(tensors)
+        key, rows = self.key, self.rows
+        fields = (key.seed, key.site, key.step, key.call, rows)
+        *own, last = [next(held) if isinstance(field, Tensor) else field for field in fields]
+        return self._replace(key=MaskKey(*own), rows=last)  # type: ignore[arg-type]
 
     def pack(self) -> Packed:
         """Return the address in the types that a registered op may take."""

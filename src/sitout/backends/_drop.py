@@ -1,4 +1,4 @@
-"""The one way to a kernel: directly, through the registered op, or in differentiable torch."""
+"""The entrance to the kernels: directly, through the registered op, or in differentiable torch."""
 
 from __future__ import annotations
 
@@ -55,20 +55,17 @@ def _is_watched() -> bool:
 
 
 class _Drop(torch.autograd.Function):
+    # With a setup_context of its own, torch would look at the signature again at every call.
     @staticmethod
-    def forward(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
-        out: Tensor = _choice.select(x).drop(x, address, p, law)
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, address, p, law = inputs
+    def forward(ctx: Any, x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
         # A scheduler may change the rate before backward; autograd watches over the address.
         ctx.p = p.clone() if isinstance(p, Tensor) else p
         ctx.address, ctx.law = address, slope(law)
         ctx.save_for_backward(*address.tensors())
+        out: Tensor = _choice.select(x).drop(x, address, p, law)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # raises if the address has been overwritten since
-        return drop(grad, ctx.address, ctx.p, ctx.law), None, None, None
+        address = ctx.address.with_tensors(ctx.saved_tensors)
+        return drop(grad, address, ctx.p, ctx.law), None, None, None

@@ -21,13 +21,13 @@ def active(x: Tensor, p: float | Tensor, law: Law, training: bool, owner: str) -
     Raises:
         TypeError: in training, ``x`` is no tensor that a mask can be laid over.
     """
-    if not training or _held(p, law) == 0.0:
+    if not training or _known_rate(p, law) == 0.0:
         return False
     _check_input(x, owner)
     return x.numel() > 0
 
 
-def _held(p: float | Tensor, law: Law) -> float | None:
+def _known_rate(p: float | Tensor, law: Law) -> float | None:
     """Return the rate that holds; None where only the device knows it."""
     if isinstance(p, Tensor):
         return None
@@ -91,7 +91,7 @@ def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -
         raise ValueError(_checks.message(what, rule, "both"))
     if key is None:
         _check_draw(owner, generator)
-        key = masks.MaskKey() if _held(p, law) == 1.0 else masks.draw_key(x.device, generator)
+        key = masks.MaskKey() if _known_rate(p, law) == 1.0 else masks.draw_key(x.device, generator)
     return backends.drop(x, backends.Address(key, shared, batch_dim, rows, cut), p, law)
 
 

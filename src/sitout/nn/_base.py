@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class Ticker(Protocol):
+class AddressSource(Protocol):
     """What a clock leaves with a layer: it tells the address of each call."""
 
     def address(self, layer: torch.nn.Module) -> tuple[masks.MaskKey | None, Tensor | None]:
@@ -25,7 +25,7 @@ class Site(torch.nn.Module):
 
     rate_data: Tensor | None
     _written: list[int]
-    _ticker: Ticker | None = None
+    _ticker: AddressSource | None = None
     _p_below_one = False
 
     def __init__(
