@@ -42,9 +42,9 @@ class MaskClock:
     processes, on what ran before, on eager or compiled mode, or on whether a forward is repeated
     in a checkpoint or after a crash.
 
-    The sites are numbered in the order of ``named_modules()`` when they are first seen, without
-    the names that wrappers add (``module.``, ``_orig_mod.``). A layer that is used under several
-    names has one number; its calls within a block are counted.
+    The sites are numbered in the order of ``named_modules()`` when their names are first seen,
+    without what wrappers add to them (``module.``, ``_orig_mod.``). A number belongs to a name. A
+    layer that is used under several names has the first one; its calls in a block are counted.
 
     Args:
         model: whose ``sitout.nn`` layers take their address from the clock. They keep working in
