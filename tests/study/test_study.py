@@ -98,6 +98,11 @@ def test_killed_at_any_moment_it_resumes_and_ends_with_the_same_numbers(
     assert not list((tmp_path / "s").rglob("*.part"))
 
 
+def heed_ctrl_c():
+    """Undo what a job in the background inherits: there Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         command("wine", *SMALL, "--jobs", "2", "--out", "s"),
@@ -106,6 +111,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     runs = tmp_path / "s" / "runs"
     deadline = time.monotonic() + 120
