@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit reports same-mask same-run clean
+.PHONY: study test lint types docs unit reports same-mask same-run bench clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -48,6 +48,10 @@ same-mask: $(VENV)/.test ## the table of equal and different masks that stands i
 
 same-run: $(VENV)/.test ## one training run in six ways: are its masks and losses the same? (a minute)
 	$(BIN)/python benchmarks/same_run.py --save
+
+bench: | $(VENV) ## how fast it is: a page, its rows and the plot (a few minutes; leave the machine alone)
+	$(PIP_INSTALL) --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py --save
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -11,9 +12,13 @@
 
 namespace sitout {
 
+using Run = void(const Job& job, const Plan& plan, int64_t begin, int64_t end);
+using First = int64_t(int64_t* out, int64_t n, int64_t k, uint32_t group, const Address& address);
+
 #define SITOUT_DECLARE(name) \
   namespace name {           \
-  void drop(const Job& job, const Plan& plan, int64_t begin, int64_t end); \
+  Run run;                   \
+  First first;               \
   }
 #ifdef SITOUT_X86
 SITOUT_DECLARE(avx512)
@@ -31,7 +36,8 @@ constexpr int64_t grain = 1 << 16;  // elements that are worth a thread of their
 struct Target {
   const char* name;
   bool (*runs)();
-  void (*drop)(const Job& job, const Plan& plan, int64_t begin, int64_t end);
+  Run* run;
+  First* first;
 };
 
 #ifdef SITOUT_X86
@@ -39,19 +45,22 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
 #endif
 bool always() { return true; }
 
 const Target all[] = {
 #ifdef SITOUT_X86
-    {"avx512", has_avx512, avx512::drop},
-    {"avx2", has_avx2, avx2::drop},
+    {"avx512", has_avx512, avx512::run, avx512::first},
+    {"avx2", has_avx2, avx2::run, avx2::first},
 #endif
 #ifdef SITOUT_ARM
-    {"neon", always, neon::drop},
+    {"neon", always, neon::run, neon::first},
 #endif
-    {"scalar", always, scalar::drop},
+    {"scalar", always, scalar::run, scalar::first},
 };
 
 const Target* best() {
@@ -89,22 +98,28 @@ bool use_target(const char* name) {
 
 // Threads are made anew for each large job. They cost some 20 us, no state outlives the call, and
 // so neither a fork nor a second caller can meet a pool in the middle of its work.
-void drop(Job job, int threads) {
-  int64_t elements = 1;
-  for (int d = 0; d < job.dims; ++d) elements *= job.dim[d].size;
-  if (elements == 0) return;
-  const Plan plan = sitout::plan(job);
-  const auto work = chosen().load()->drop;
-  const int64_t wanted = std::min<int64_t>({threads, elements / grain, plan.items});
+void run(const Job& job, const Plan& plan, int threads) {
+  const auto work = chosen().load()->run;
+  const int64_t wanted = std::min<int64_t>({threads, plan.elements / grain, plan.items});
   const int64_t count = std::max<int64_t>(1, wanted);
   const auto share = [&](int64_t i) {
     work(job, plan, plan.items * i / count, plan.items * (i + 1) / count);
   };
   std::vector<std::thread> others;
   others.reserve(static_cast<size_t>(count - 1));
-  for (int64_t i = 1; i < count; ++i) others.emplace_back(share, i);
+  int64_t started = 1;
+  try {
+    for (; started < count; ++started) others.emplace_back(share, started);
+  } catch (const std::system_error&) {
+    // No more threads are to be had: this one does their work.
+  }
   share(0);
+  for (int64_t i = started; i < count; ++i) share(i);
   for (auto& one : others) one.join();
+}
+
+int64_t first(int64_t* out, int64_t n, int64_t k, uint32_t group, const Address& address) {
+  return chosen().load()->first(out, n, k, group, address);
 }
 
 }  // namespace sitout

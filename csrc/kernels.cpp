@@ -1,160 +1,47 @@
-// The kernels of one target: bits of a mask for a run of columns, and what they do to the values.
-// The build compiles this file once for each instruction set.
+// The kernels of one target. The build compiles this file once for each instruction set.
 #include <algorithm>
+#include <vector>
 
 #include "core.h"
-#include "lanes.h"
-#include "philox.h"
 #include "plan.h"
+#include "stream.h"
+#include "values.h"
 
 namespace sitout::SITOUT_TARGET {
 namespace {
 
-constexpr int64_t chunk = 4096;  // the most columns whose bits are made at once
-
-enum Kind : uint32_t { narrow = 0, wide = 1 };
-
-// Write one bit for each column of the bytes [byte, byte + count): the columns 8 byte, 8 byte + 1, ...
-// May write up to 8 bytes more.
-void make_bits(uint8_t* out, int64_t byte, int64_t count, uint32_t row, uint32_t step,
-               const Address& address, Rate rate) {
-  const bool is_narrow = rate.bits == 16;
-  const auto r = Lanes::all(row), s = Lanes::all(step);
-  const auto site = Lanes::all(address.site | uint32_t(is_narrow ? narrow : wide) << 28);
-  const int bits = is_narrow ? 8 * Lanes::count : 4 * Lanes::count;  // that one call makes
-  uint64_t word = 0;
-  int held = 0;
-  int64_t block = is_narrow ? byte : 2 * byte;
-  for (int64_t done = 0; done < count; block += Lanes::count) {
-    auto c0 = Lanes::order(static_cast<uint32_t>(block)), c1 = r, c2 = s, c3 = site;
-    philox<Lanes>(c0, c1, c2, c3, address.key);
-    const uint64_t made = is_narrow ? Lanes::bits16(c0, c1, c2, c3, rate.threshold)
-                                    : Lanes::bits32(c0, c1, c2, c3, rate.threshold);
-    if (bits >= 8) {
-      std::memcpy(out + done, &made, 8);
-      done += bits / 8;
-    } else {  // half a byte
-      word |= made << held;
-      held += bits;
-      if (held == 8) {
-        out[done++] = static_cast<uint8_t>(word);
-        word = 0;
-        held = 0;
-      }
-    }
-  }
-}
-
-// The bits from `at` on, at least 32 of them.
-SITOUT_INLINE uint64_t bits_from(const uint8_t* bits, int64_t at) {
-  uint64_t word;
-  std::memcpy(&word, bits + (at >> 3), 8);
-  return word >> (at & 7);
-}
-
-// How a type is read and written, and in which vectors it is computed.
-struct Float32 {
-  using Value = float;
-  using Vector = Floats;
-  static SITOUT_INLINE Floats::V load(const float* x) { return Floats::load(x); }
-  static SITOUT_INLINE void store(float* y, Floats::V v) { Floats::store(y, v); }
-};
-struct Float64 {
-  using Value = double;
-  using Vector = Doubles;
-  static SITOUT_INLINE Doubles::V load(const double* x) { return Doubles::load(x); }
-  static SITOUT_INLINE void store(double* y, Doubles::V v) { Doubles::store(y, v); }
-};
-struct BFloat16 {
-  using Value = uint16_t;
-  using Vector = Floats;
-  static SITOUT_INLINE Floats::V load(const uint16_t* x) { return Floats::widen_bfloat16(x); }
-  static SITOUT_INLINE void store(uint16_t* y, Floats::V v) { Floats::narrow_bfloat16(y, v); }
-};
-struct Float16 {
-  using Value = uint16_t;
-  using Vector = Floats;
-  static SITOUT_INLINE Floats::V load(const uint16_t* x) { return Floats::widen_float16(x); }
-  static SITOUT_INLINE void store(uint16_t* y, Floats::V v) { Floats::narrow_float16(y, v); }
-};
-
-template <class T, bool shifted>
-struct Values {
-  using F = typename T::Vector;
-  typename F::V scale, shift, dropped;
-
-  explicit Values(const Law& law)
-      : scale(F::all(law.scale)), shift(F::all(law.shift)), dropped(F::all(law.dropped)) {}
-
-  SITOUT_INLINE void vector(const typename T::Value* x, typename T::Value* y, uint64_t bits) const {
-    auto v = F::multiply(T::load(x), scale);
-    if (shifted) v = F::add(v, shift);
-    T::store(y, F::select(bits, v, dropped));
-  }
-
-  // Up to one vector, at any stride.
-  SITOUT_INLINE void part(const typename T::Value* x, int64_t sx, typename T::Value* y, int64_t sy,
-                          int64_t n, uint64_t bits) const {
-    typename T::Value held[F::count] = {};
-    for (int64_t i = 0; i < n; ++i) held[i] = x[i * sx];
-    vector(held, held, bits);
-    for (int64_t i = 0; i < n; ++i) y[i * sy] = held[i];
-  }
-
-  void run(const typename T::Value* x, int64_t sx, typename T::Value* y, int64_t sy, int64_t n,
-           const uint8_t* bits, int64_t at) const {
-    int64_t i = 0;
-    if (sx == 1 && sy == 1) {
-      for (; i + F::count <= n; i += F::count) vector(x + i, y + i, bits_from(bits, at + i));
-    }
-    for (; i < n; i += F::count)
-      part(x + i * sx, sx, y + i * sy, sy, std::min<int64_t>(F::count, n - i),
-           bits_from(bits, at + i));
-  }
-
-  // One bit for all.
-  void same(const typename T::Value* x, int64_t sx, typename T::Value* y, int64_t sy, int64_t n,
-            bool keep) const {
-    const uint64_t bits = keep ? ~uint64_t{0} : 0;
-    int64_t i = 0;
-    if (sx == 1 && sy == 1) {
-      for (; i + F::count <= n; i += F::count) vector(x + i, y + i, bits);
-    }
-    for (; i < n; i += F::count)
-      part(x + i * sx, sx, y + i * sy, sy, std::min<int64_t>(F::count, n - i), bits);
-  }
-};
-
 // Where an iteration over some dims stands.
-struct Cursor {
-  const Dim* dim;
-  int count;
-  int64_t index[max_dims] = {};
-  int64_t x = 0, y = 0, col = 0, row = 0;
+class Cursor {
+ public:
+  int64_t at[operands] = {}, col = 0, row = 0;
 
-  Cursor(const Dim* dims, int n, int64_t start) : dim(dims), count(n) {
-    for (int d = n - 1; d >= 0; --d) {
-      index[d] = start % dim[d].size;
-      start /= dim[d].size;
-      move(d, index[d]);
+  Cursor(const Dim* dims, int count, int64_t start) : dim_(dims), count_(count) {
+    for (int d = count - 1; d >= 0; --d) {
+      index_[d] = start % dim_[d].size;
+      start /= dim_[d].size;
+      move(dim_[d], index_[d]);
     }
   }
 
-  SITOUT_INLINE void move(int d, int64_t by) {
-    x += by * dim[d].x;
-    y += by * dim[d].y;
-    col += by * dim[d].col;
-    if (dim[d].row) row += by;
+  SITOUT_INLINE void move(const Dim& dim, int64_t by) {
+    for (int o = X; o < operands; ++o) at[o] += by * dim.stride[o];
+    col += by * dim.col;
+    if (dim.row) row += by;
   }
 
   SITOUT_INLINE void next() {
-    for (int d = count - 1; d >= 0; --d) {
-      move(d, 1);
-      if (++index[d] < dim[d].size) return;
-      move(d, -dim[d].size);
-      index[d] = 0;
+    for (int d = count_ - 1; d >= 0; --d) {
+      move(dim_[d], 1);
+      if (++index_[d] < dim_[d].size) return;
+      move(dim_[d], -dim_[d].size);
+      index_[d] = 0;
     }
   }
+
+ private:
+  const Dim* dim_;
+  int count_;
+  int64_t index_[max_dims] = {};
 };
 
 SITOUT_INLINE uint32_t row_of(const Address& address, int64_t row) {
@@ -165,62 +52,349 @@ SITOUT_INLINE uint32_t step_of(const Address& address, int64_t row) {
   return address.steps ? static_cast<uint32_t>(address.steps[row]) : address.step;
 }
 
-// Do the items [begin, end) of a job.
-template <class T, bool shifted>
-void drop(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
-  using Value = typename T::Value;
-  const Values<T, shifted> values(job.law);
-  const auto* x = static_cast<const Value*>(job.x);
-  auto* y = static_cast<Value*>(job.y);
-  const int outer = job.dims - plan.shared - plan.unit;
-  const Dim run = plan.unit ? job.dim[outer] : Dim{1, 0, 0, 0, false};
-  const Dim* const shared = job.dim + outer + plan.unit;
-  alignas(64) uint8_t bits[chunk / 8 + 24];
-  Cursor at(job.dim, outer, begin / plan.chunks);
-  int64_t part = begin % plan.chunks;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t first = part * plan.step, n = std::min(plan.step, run.size - first);
-    const int64_t col = job.col + at.col + first;
-    make_bits(bits, col >> 3, ((col & 7) + n + 7) >> 3, row_of(job.address, at.row),
-              step_of(job.address, at.row), job.address, job.rate);
-    const Value* from = x + at.x + first * run.x;
-    Value* to = y + at.y + first * run.y;
-    if (plan.shared == 0) {
-      values.run(from, run.x, to, run.y, n, bits, col & 7);
-    } else {
-      const Dim& last = shared[plan.shared - 1];
-      for (int64_t i = 0; i < n; ++i) {
-        const bool keep = bits_from(bits, (col & 7) + i) & 1;
-        Cursor within(shared, plan.shared - 1, 0);
-        for (int64_t done = 0; done < plan.shared_size; done += last.size) {
-          values.same(from + i * run.x + within.x, last.x, to + i * run.y + within.y, last.y,
-                      last.size, keep);
-          within.next();
-        }
+SITOUT_INLINE uint64_t load_word(const uint8_t* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, 8);
+  return word;
+}
+
+constexpr uint64_t all_kept = ~uint64_t{0};
+
+// Several lines of bits, each of whole words.
+struct Lines {
+  uint64_t word[item_words + 1];
+  int64_t pitch;  // words of a line
+
+  uint64_t* line(int64_t i) { return word + i * pitch; }
+  bool bit(int64_t line, int64_t i) const { return word[line * pitch + i / 64] >> i % 64 & 1; }
+};
+
+int64_t words_for(int64_t bits) { return (bits + 63) / 64; }
+
+// Mirror 64 words of 64 bits at the diagonal: bit j of word i becomes bit i of word j.
+void mirror(uint64_t (&m)[64]) {
+  uint64_t mask = 0x00000000FFFFFFFF;
+  for (int width = 32; width > 0; width /= 2, mask ^= mask << width) {
+    for (int base = 0; base < 64; base += 2 * width) {
+      for (int i = base; i < base + width; ++i) {
+        const uint64_t swapped = (m[i] >> width ^ m[i + width]) & mask;
+        m[i] ^= swapped << width;
+        m[i + width] ^= swapped;
       }
     }
-    if (++part == plan.chunks) {
-      part = 0;
-      at.next();
+  }
+}
+
+// Make columns of rows and rows of columns: `lines` lines of n bits become n lines.
+void mirror(Lines& from, int64_t lines, int64_t n, Lines& to) {
+  to.pitch = words_for(lines);
+  for (int64_t i = 0; i < lines; i += 64) {
+    for (int64_t j = 0; j < n; j += 64) {
+      uint64_t m[64] = {};
+      for (int64_t k = 0; k < std::min<int64_t>(64, lines - i); ++k) m[k] = from.line(i + k)[j / 64];
+      mirror(m);
+      for (int64_t k = 0; k < std::min<int64_t>(64, n - j); ++k) to.line(j + k)[i / 64] = m[k];
+    }
+  }
+}
+
+// Put the first n bits of each line behind those of the line before.
+void pack(Lines& lines, int64_t count, int64_t n) {
+  uint64_t* out = lines.word;
+  uint64_t word = 0;
+  int64_t held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t* line = lines.line(i);
+    for (int64_t left = n; left > 0; left -= 64, ++line) {
+      const int64_t bits = std::min<int64_t>(left, 64);
+      const uint64_t more = bits == 64 ? *line : *line & ((uint64_t{1} << bits) - 1);
+      word |= more << held;
+      if (held + bits >= 64) {
+        *out++ = word;
+        word = held == 0 ? 0 : more >> (64 - held);
+        held -= 64;
+      }
+      held += bits;
+    }
+  }
+  *out = word;
+}
+
+// One item of work.
+struct Item {
+  Cursor at;          // of its first element
+  int64_t columns;    // of the unit dim
+  int64_t lines;      // of the tile dim
+  int64_t shared;     // of the first shared dim
+};
+
+Item item_of(const Job& job, const Plan& plan, int64_t index) {
+  const int64_t parts = plan.unit_parts(), tiles = plan.tile_parts(), shares = plan.shared_parts();
+  const int64_t unit = index % parts * plan.unit_step, tile = index / parts % tiles * plan.tile_step;
+  const int64_t share = index / parts / tiles % shares * plan.shared_step;
+  Item item{Cursor(plan.outer, plan.outers, index / parts / tiles / shares),
+            std::min(plan.unit_step, plan.unit.size - unit),
+            std::min(plan.tile_step, plan.tile.size - tile), 0};
+  item.at.col += job.col;
+  item.at.move(plan.unit, unit);
+  item.at.move(plan.tile, tile);
+  if (plan.shareds > 0) {
+    item.shared = std::min(plan.shared_step, plan.shared[0].size - share);
+    item.at.move(plan.shared[0], share);
+  }
+  return item;
+}
+
+// Make the bits of an item: a line for each index of the tile dim.
+template <Kind kind>
+void make_lines(const Job& job, const Plan& plan, const Stream& stream, const Item& item,
+                Lines& lines) {
+  uint8_t raw[item_words * 9 + Gatherer<kind>::margin];
+  lines.pitch = words_for(item.columns);
+  const auto bytes_of = [&](int64_t col) { return ((col & 7) + item.columns + 7) >> 3; };
+  if (item.lines == 1) {
+    each_word<kind>(stream, row_of(job.address, item.at.row), step_of(job.address, item.at.row),
+                    item.at.col >> 3, words_for(bytes_of(item.at.col) * 8),
+                    [&](int64_t i, uint64_t word) { std::memcpy(raw + 8 * i, &word, 8); });
+  } else {
+    Gatherer<kind> gather(stream, raw);
+    Cursor at = item.at;
+    for (int64_t i = 0; i < item.lines; ++i, at.move(plan.tile, 1))
+      gather.add(row_of(job.address, at.row), step_of(job.address, at.row), at.col >> 3,
+                 bytes_of(at.col));
+    gather.flush();
+  }
+  const uint8_t* from = raw;
+  int64_t col = item.at.col;
+  for (int64_t i = 0; i < item.lines; ++i, col += plan.tile.col) {
+    const int shift = static_cast<int>(col & 7);
+    for (int64_t w = 0; w < lines.pitch; ++w) {
+      const uint64_t word = load_word(from + 8 * w) >> shift;
+      lines.line(i)[w] = shift == 0 ? word : word | uint64_t{from[8 * w + 8]} << (64 - shift);
+    }
+    from += bytes_of(col);
+  }
+}
+
+template <class Kernel>
+void line(const Kernel& kernel, const Run<typename Kernel::Value>& run, int64_t n,
+          const uint64_t* words) {
+  const bool flat = kernel.is_flat(run);
+  for (int64_t i = 0; i < n; i += 64)
+    kernel.word(run, flat, i, std::min<int64_t>(64, n - i), words[i / 64]);
+}
+
+template <class Kernel>
+void same(const Kernel& kernel, const Run<typename Kernel::Value>& run, int64_t n, bool keep) {
+  const bool flat = kernel.is_flat(run);
+  for (int64_t i = 0; i < n; i += 64)
+    kernel.word(run, flat, i, std::min<int64_t>(64, n - i), keep ? all_kept : 0);
+}
+
+// Whether lines of n elements lie one behind the other.
+template <class Kernel>
+bool adjoin(const Dim& across, const Dim& along, int64_t n, const Job& job) {
+  for (int o = X; o < operands; ++o) {
+    if (o != Y && job.input[o] == nullptr) continue;
+    if (along.stride[o] != 1 || across.stride[o] != n) return false;
+  }
+  return true;
+}
+
+// Use the bits of an item at every index of the shared dims.
+template <class Kernel>
+void apply(const Job& job, const Plan& plan, const Kernel& kernel, const Item& item, Lines& lines,
+           Lines& spare) {
+  using Value = typename Kernel::Value;
+  const bool along_shared = plan.along == Along::shared;
+  Dim shared[max_dims];
+  std::copy(plan.shared, plan.shared + plan.shareds, shared);
+  if (plan.shareds > 0) shared[0].size = item.shared;
+  const int repeats = plan.shareds - along_shared;
+  int64_t times = 1;
+  for (int d = 0; d < repeats; ++d) times *= shared[d].size;
+
+  // What runs along memory, and what runs across it.
+  const bool turned = plan.along == Along::tile;
+  if (turned && Kernel::reads.bits) mirror(lines, item.lines, item.columns, spare);
+  Lines& bits = turned ? spare : lines;
+  const Dim &across = turned ? plan.unit : plan.tile, &along = turned ? plan.tile : plan.unit;
+  int64_t count = turned ? item.columns : item.lines, n = turned ? item.lines : item.columns;
+  if (!along_shared && count > 1 && adjoin<Kernel>(across, along, n, job)) {
+    if (Kernel::reads.bits) pack(bits, count, n);
+    n *= count;
+    count = 1;
+  }
+  Cursor repeat(shared, repeats, 0);
+  for (int64_t time = 0; time < times; ++time, repeat.next()) {
+    int64_t offset[operands];
+    for (int o = X; o < operands; ++o) offset[o] = item.at.at[o] + repeat.at[o];
+    if (!along_shared) {
+      Run<Value> run(job, offset, along);
+      for (int64_t i = 0; i < count; ++i, run.move(across, 1)) line(kernel, run, n, bits.line(i));
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      Run<Value> run(job, offset, shared[repeats]);
+      run.move(across, i);
+      for (int64_t j = 0; j < n; ++j, run.move(along, 1))
+        same(kernel, run, shared[repeats].size, bits.bit(i, j));
+    }
+  }
+}
+
+// An item that is one line: each word is used as it is made.
+template <Kind kind, class Kernel>
+void stream_line(const Job& job, const Plan& plan, const Kernel& kernel, const Stream& stream,
+                 const Item& item) {
+  const Run<typename Kernel::Value> run(job, item.at.at, plan.unit);
+  const bool flat = kernel.is_flat(run);
+  const int64_t n = item.columns, before = item.at.col & 7;  // columns of the first byte, left out
+  each_word<kind>(stream, row_of(job.address, item.at.row), step_of(job.address, item.at.row),
+                  item.at.col >> 3, words_for(before + n), [&](int64_t w, uint64_t word) {
+                    if (w == 0 && before > 0) {
+                      kernel.word(run, flat, 0, std::min(64 - before, n), word >> before);
+                    } else {
+                      const int64_t i = 64 * w - before;
+                      kernel.word(run, flat, i, std::min<int64_t>(64, n - i), word);
+                    }
+                  });
+}
+
+template <Kind kind, class Kernel>
+void walk(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
+  const Kernel kernel(job);
+  const Stream stream(job.address, kind, job.rate.threshold);
+  Lines lines, spare;
+  lines.pitch = spare.pitch = 1;
+  const bool one_line = plan.along == Along::unit && plan.shareds == 0;
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item = item_of(job, plan, index);
+    if (Kernel::reads.bits && one_line && item.lines == 1) {
+      stream_line<kind>(job, plan, kernel, stream, item);
+    } else {
+      if (Kernel::reads.bits) make_lines<kind>(job, plan, stream, item, lines);
+      apply(job, plan, kernel, item, lines, spare);
+    }
+  }
+}
+
+template <class Kernel>
+void walk(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
+  job.rate.bits == 16 ? walk<narrow, Kernel>(job, plan, begin, end)
+                      : walk<wide, Kernel>(job, plan, begin, end);
+}
+
+// x times the factors of a run of columns.
+template <class T>
+void multiply(const Run<typename T::Value>& run, const typename T::F::Value* factor, int64_t n) {
+  using F = typename T::F;
+  const bool flat = run.stride[X] == 1 && run.stride[Y] == 1;
+  for (int64_t i = 0; i < n; i += F::count) {
+    if (flat && i + F::count <= n) {
+      T::store(run.y + i, F::multiply(T::load(run.in[X] + i), F::load(factor + i)));
+      continue;
+    }
+    const int64_t some = std::min<int64_t>(F::count, n - i);
+    typename T::Value held[F::count] = {};
+    for (int64_t j = 0; j < some; ++j) held[j] = run.in[X][(i + j) * run.stride[X]];
+    T::store(held, F::multiply(T::load(held), F::load(factor + i)));
+    for (int64_t j = 0; j < some; ++j) run.y[(i + j) * run.stride[Y]] = held[j];
+  }
+}
+
+// x (1 + s z).
+template <class T>
+void noise(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
+  using F = typename T::F;
+  constexpr int64_t most = 512, over = 16;  // columns at once, and what vectors reach beyond them
+  const Stream stream(job.address, normal, 0);
+  uint32_t words[2 * (most + over) + words_margin];
+  double z[most + over];
+  typename F::Value factor[most + over];
+  for (int64_t index = begin; index < end; ++index) {
+    Item item = item_of(job, plan, index);
+    Dim shared[max_dims];
+    std::copy(plan.shared, plan.shared + plan.shareds, shared);
+    if (plan.shareds > 0) shared[0].size = item.shared;
+    int64_t times = 1;
+    for (int d = 0; d < plan.shareds; ++d) times *= shared[d].size;
+    for (int64_t left = item.columns; left > 0; left -= most) {
+      const int64_t n = std::min(left, most), odd = item.at.col & 1;
+      write_words(words, stream, row_of(job.address, item.at.row),
+                  step_of(job.address, item.at.row), item.at.col >> 1, (odd + n + 1) / 2);
+      for (int64_t i = 0; i < n; i += Doubles::count) {
+        double lanes[Doubles::count];
+        std::memcpy(lanes, words + 2 * (odd + i), sizeof lanes);
+        Doubles::store(z + i, box_muller(Doubles::load(lanes)));
+      }
+      for (int64_t i = 0; i < n; ++i) factor[i] = static_cast<typename F::Value>(z[i]);
+      for (int64_t i = 0; i < n; i += F::count)
+        F::store(factor + i, F::add(F::all(1.0), F::multiply(F::all(job.law.scale),
+                                                             F::load(factor + i))));
+      Cursor repeat(shared, plan.shareds, 0);
+      for (int64_t time = 0; time < times; ++time, repeat.next()) {
+        int64_t offset[operands];
+        for (int o = X; o < operands; ++o) offset[o] = item.at.at[o] + repeat.at[o];
+        multiply<T>(Run<typename T::Value>(job, offset, plan.unit), factor, n);
+      }
+      item.at.move(plan.unit, n);
     }
   }
 }
 
 template <class T>
-void drop_type(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
-  job.law.shift == 0.0 ? drop<T, false>(job, plan, begin, end)
-                       : drop<T, true>(job, plan, begin, end);
+void run_type(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
+  using F = typename T::F;
+  switch (job.op) {
+#define SITOUT_OP(name, ...) \
+  case Op::name: return walk<Values<T, __VA_ARGS__>>(job, plan, begin, end)
+    SITOUT_OP(scale, Scale<F>);
+    SITOUT_OP(affine, Affine<F>);
+    SITOUT_OP(add, Add<F>);
+    SITOUT_OP(relu, Activation<F, Relu>);
+    SITOUT_OP(gelu, Activation<F, Gelu>);
+    SITOUT_OP(gelu_tanh, Activation<F, GeluTanh>);
+    SITOUT_OP(silu, Activation<F, Silu>);
+    SITOUT_OP(relu_slope, ReluSlope<F>);
+    SITOUT_OP(gelu_slope, Slope<F, Gelu>);
+    SITOUT_OP(gelu_tanh_slope, Slope<F, GeluTanh>);
+    SITOUT_OP(silu_slope, Slope<F, Silu>);
+#undef SITOUT_OP
+    case Op::noise: return noise<T>(job, plan, begin, end);
+    case Op::mask: return;
+  }
 }
 
 }  // namespace
 
-void drop(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
+void run(const Job& job, const Plan& plan, int64_t begin, int64_t end) {
   switch (job.type) {
-    case Type::float32: return drop_type<Float32>(job, plan, begin, end);
-    case Type::float64: return drop_type<Float64>(job, plan, begin, end);
-    case Type::bfloat16: return drop_type<BFloat16>(job, plan, begin, end);
-    case Type::float16: return drop_type<Float16>(job, plan, begin, end);
+    case Type::float32: return run_type<Float32>(job, plan, begin, end);
+    case Type::float64: return run_type<Float64>(job, plan, begin, end);
+    case Type::bfloat16: return run_type<BFloat16>(job, plan, begin, end);
+    case Type::float16: return run_type<Float16>(job, plan, begin, end);
+    case Type::byte: return walk<Marks>(job, plan, begin, end);
   }
+}
+
+int64_t first(int64_t* out, int64_t n, int64_t k, uint32_t group, const Address& address) {
+  const Stream stream(address, subset, 0);
+  constexpr int64_t some = 256;  // blocks at once
+  uint32_t words[4 * some + words_margin];
+  std::vector<uint64_t> order(static_cast<size_t>(n));  // the word, then the index
+  for (int64_t done = 0; done < n; done += 4 * some) {
+    const int64_t left = std::min(n - done, 4 * some);
+    write_words(words, stream, group, address.step, done / 4, (left + 3) / 4);
+    for (int64_t i = 0; i < left; ++i)
+      order[static_cast<size_t>(done + i)] =
+          static_cast<uint64_t>(words[i]) << 32 | static_cast<uint32_t>(done + i);
+  }
+  std::nth_element(order.begin(), order.begin() + (k - 1), order.end());
+  for (int64_t i = 0; i < k; ++i) out[i] = static_cast<uint32_t>(order[static_cast<size_t>(i)]);
+  const int64_t last = out[k - 1];
+  std::sort(out, out + k);
+  return last;
 }
 
 }  // namespace sitout::SITOUT_TARGET

@@ -97,6 +97,12 @@ CASES = {
     "GaussianDropout": Case("noise", ELEMENTS),
 }
 NAMES = sorted(CASES)
+# Those that do one thing more besides; test_fused compares them with what they stand for.
+FUSED = {
+    "activation_dropout": "ActivationDropout",
+    "drop_path_add": "DropPathAdd",
+    "dropout_add": "DropoutAdd",
+}
 MASKED = [name for name in NAMES if CASES[name].kind == "mask"]
 SELECTING = [name for name in NAMES if CASES[name].kind != "noise"]
 

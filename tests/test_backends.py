@@ -117,24 +117,24 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_and_forces_nothing():
 
 
 def test_the_environment_forces_a_whole_process(monkeypatch):
-    monkeypatch.setenv("SITOUT_BACKEND", "other")
+    monkeypatch.setattr(_choice, "_ENVIRONMENT", "other")
     assert explain(X) == ("other", "forced by the environment variable SITOUT_BACKEND")
 
 
 def test_an_empty_environment_variable_forces_nothing(monkeypatch):
-    monkeypatch.setenv("SITOUT_BACKEND", "")
+    monkeypatch.setattr(_choice, "_ENVIRONMENT", "")
     assert "forced" not in explain(X).why
 
 
 def test_use_goes_before_the_environment(monkeypatch):
-    monkeypatch.setenv("SITOUT_BACKEND", "other")
+    monkeypatch.setattr(_choice, "_ENVIRONMENT", "other")
     with use("reference"):
         assert explain(X) == ("reference", "forced by sitout.backends.use('reference')")
     assert explain(X).backend == "other"
 
 
 def test_an_unknown_name_in_the_environment_lists_the_known(monkeypatch):
-    monkeypatch.setenv("SITOUT_BACKEND", "cuda")
+    monkeypatch.setattr(_choice, "_ENVIRONMENT", "cuda")
     with pytest.raises(
         ValueError, match=r"SITOUT_BACKEND must be one of reference, cpu, other\. Got"
     ):
@@ -150,6 +150,8 @@ def test_every_function_asks_for_its_backend(monkeypatch):
     monkeypatch.setattr(_choice._BACKENDS["other"], "drop", mark, raising=False)
     shapes = {"dropout2d": (2, 3, 4, 4), "dropout3d": (2, 3, 4, 4, 4)}
     for name in sitout.functional.__all__:
+        x = torch.ones(shapes.get(name, (2, 3, 4)))
+        more = {"activation_dropout": ["relu"], "dropout_add": [0 * x], "drop_path_add": [0 * x]}
         with use("other"):
-            y = getattr(sitout.functional, name)(torch.ones(shapes.get(name, (2, 3, 4))), 0.5)
+            y = getattr(sitout.functional, name)(x, *more.get(name, ()), 0.5)
         assert (y == 7.0).all(), name

@@ -17,6 +17,7 @@ import torch
 
 from battery import (
     CASES,
+    FUSED,
     MASKED,
     NAMES,
     SELECTING,
@@ -39,7 +40,7 @@ from sitout.masks import effective_rate, keep_mask
 
 
 def test_every_layer_has_a_row():
-    assert sorted(nn.__all__) == NAMES
+    assert sorted(nn.__all__) == sorted([*NAMES, *FUSED.values()])
 
 
 def test_new_memory_holds_nan():

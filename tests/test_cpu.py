@@ -152,18 +152,17 @@ def test_a_forked_process_goes_on_alone():
 
 def test_a_layer_is_served_by_the_core_forward_and_backward(monkeypatch):
     seen = []
-    core = cpu.core()
+    run = cpu._run
 
-    class Watched:
-        def drop(self, *arguments):
-            seen.append(arguments[2])
-            core.drop(*arguments)
+    def watched(op, x, *rest):
+        seen.append((op, x.dtype))
+        return run(op, x, *rest)
 
-    monkeypatch.setattr(cpu, "core", lambda: Watched())
+    monkeypatch.setattr(cpu, "_run", watched)
     x = torch.randn(4, 5, requires_grad=True)
     nn.Dropout(0.5)(x).sum().backward()
     nn.AlphaDropout(0.5)(x.detach().double())
-    assert seen == [0, 0, 1]
+    assert seen == [("dropout", torch.float32)] * 2 + [("alpha", torch.float64)]
 
 
 def test_the_environment_names_a_target_or_is_told_which_there_are():
@@ -200,18 +199,36 @@ def test_without_the_core_the_package_works_and_says_so_once():
 
 @pytest.mark.parametrize(
     "change",
-    [{2: 9}, {3: [1] * 17}, {4: [1, 1]}, {3: [-4]}, {14: 8}, {9: 2**64}, {10: -1}],
+    [
+        *({0: -1}, {0: 13}, {0: 12}, {1: 9}, {1: 4}, {2: [1] * 17}, {2: [-4]}, {2: [0]}),
+        *({3: [1, 1]}, {6: [1, 1]}, {7: []}, {9: -1}, {9: 2**35}, {10: 8}, {11: 2**16}),
+        *({11: -1}, {11: 2**32}),
+    ],
     ids=str,
 )
-def test_the_core_refuses_arguments_that_do_not_fit(change):
-    x = torch.ones(4)
-    good = [x.data_ptr(), x.data_ptr(), 0, [4], [1], [1], [1], -1, 0, 1, 2, 3, 0, 0, 16, 9]
-    good += [2.0, 0.0, 0.0, 1]
-    cpu.core().drop(*good)
+def test_the_core_refuses_a_job_whose_parts_do_not_fit(change):
+    good = [0, 0, [4], [1], [], [], [1], [1], -1, 0, 16, 9, 2.0, 0.0, 0.0]
+    cpu.core().Prepared(*good)
     for place, value in change.items():
         good[place] = value
     with pytest.raises((ValueError, TypeError)):
-        cpu.core().drop(*good)
+        cpu.core().Prepared(*good)
+
+
+@pytest.mark.parametrize(
+    ("op", "change"),
+    [(0, {0: 0}), (0, {3: 0}), (2, {1: 0}), (8, {1: 0}), (0, {4: 2**64}), (0, {5: -1})],
+    ids=str,
+)
+def test_the_core_refuses_to_run_without_what_it_needs(op, change):
+    x = torch.ones(4)
+    job = cpu.core().Prepared(op, 0, [4], [1], [1], [], [1], [1], -1, 0, 16, 9, 2.0, 0.0, 0.0)
+    good = [x.data_ptr(), x.data_ptr(), 0, x.data_ptr(), 1, 2, 3, 0, 0, 1]
+    job.run(*good)
+    for place, value in change.items():
+        good[place] = value
+    with pytest.raises((ValueError, TypeError)):
+        job.run(*good)
 
 
 def test_the_core_and_the_reference_may_be_mixed_in_one_graph():

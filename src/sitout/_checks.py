@@ -41,6 +41,8 @@ def rate_or_data(p: object, owner: str, *, below_one: bool = False) -> float | t
         TypeError: it is another tensor, or as :func:`rate`.
         ValueError: as :func:`rate`.
     """
+    if type(p) is float and 0.0 <= p < 1.0:
+        return p
     if not isinstance(p, torch.Tensor):
         return rate(p, owner, below_one=below_one)
     if p.dtype != torch.int64 or p.shape != (2,):
@@ -88,6 +90,8 @@ def dims(value: object, name: str, owner: str) -> tuple[int, ...]:
     Raises:
         TypeError: it is no sequence of ints.
     """
+    if type(value) is tuple and not value:
+        return ()
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(message(f"`{name}` of {owner}", "a sequence of ints", value))
     return tuple(integer(dim, name, owner) for dim in value)

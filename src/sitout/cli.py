@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 from . import __version__, _report
+from ._doctor import DoctorError
+from ._doctor import doctor as run_doctor
 from ._replay import ReplayError
 from ._replay import replay as run_replay
 from ._study import ARMS, Study, StudyError
@@ -40,7 +42,7 @@ def _one_line(command: str, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         typer.echo(str(stopped) or "Stopped.", err=True)
         raise typer.Exit(130) from stopped
-    except (StudyError, ReplayError) as error:
+    except (StudyError, ReplayError, DoctorError) as error:
         if debug:
             raise
         typer.echo(f"sitout {command}: {error}", err=True)
@@ -224,6 +226,22 @@ def replay(
     else:
         for line in found.lines():
             typer.echo(line)
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what serves dropout on this machine, test it against the reference, and time it."""
+    with _one_line("doctor", debug):
+        found = run_doctor()
+    typer.echo(found.to_json() if json else found.text())
+    if not found.core.targets:
+        typer.echo(f"sitout doctor: {found.core.why}", err=True)
+    if found.wrong:
+        typer.echo("sitout doctor: the core differs from the reference.", err=True)
+        raise typer.Exit(1)
 
 
 def _ints(text: str, option: str) -> list[int]:

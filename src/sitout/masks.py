@@ -9,6 +9,7 @@ int64 tensors and run on any device; every other backend must reproduce their bi
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -36,7 +37,8 @@ SPEC_VERSION = 1
 """The version of the mask specification; a change of any bit is a new version."""
 
 _NARROW, _WIDE, _SUBSET, _NORMAL, _COUNT, _TICKET = 0, 1, 2, 3, 4, 15
-_LO32 = 0xFFFFFFFF
+_LO32, _LO64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_LEAST, _MOST = -(2**63), 2**63 - 1  # of a ticket
 _FIELD_BITS = {"seed": 64, "site": 28, "step": 32, "call": 32}
 
 Word = TypeVar("Word", int, Tensor, "int | Tensor")
@@ -69,6 +71,14 @@ class MaskKey:
     call: int | Tensor = 0
 
     def __post_init__(self) -> None:
+        seed, site, step, call = self.seed, self.site, self.step, self.call
+        if type(seed) is type(site) is type(step) is type(call) is int and (
+            0 <= seed < 1 << 64
+            and 0 <= site < 1 << 28
+            and 0 <= step < 1 << 32
+            and 0 <= call < 1 << 32
+        ):
+            return
         for name, bits in _FIELD_BITS.items():
             _check_field(name, bits, getattr(self, name))
 
@@ -447,6 +457,11 @@ def _check_count(n: object, owner: str) -> int:
     return n
 
 
+def _count_kept(p: float, n: int) -> int:
+    """Return how many of ``n`` units play by the fixed law, for 0 < p < 1."""
+    return min(n, max(1, n - math.floor(p * n + 0.5)))
+
+
 def kept_units(
     key: MaskKey, p: float, n: int, *, group: int | Tensor = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -476,8 +491,12 @@ def kept_units(
         return torch.empty(0, dtype=torch.int64, device=device)
     if p == 0.0:
         return torch.arange(n, device=device)
-    k = min(n, max(1, n - math.floor(p * n + 0.5)))
-    return _order(key, n, group, device)[:k].sort().values
+    return _order(key, n, group, device)[: _count_kept(p, n)].sort().values
+
+
+def _fraction(q: float) -> int:
+    """Return what a count stays below where the sample that stands in for a fraction plays."""
+    return math.floor((q - math.floor(q)) * 2.0**32 + 0.5)
 
 
 def kept_samples(
@@ -517,7 +536,7 @@ def kept_samples(
     if q != math.floor(q):
         row = torch.as_tensor(group, dtype=torch.int64, device=device).reshape(1)
         count = _words(key, _COUNT, row, torch.zeros_like(row))[0].flatten()
-        weights[-1:] *= count < math.floor((q - math.floor(q)) * 2.0**32 + 0.5)
+        weights[-1:] *= count < _fraction(q)
     listed, order = chosen.sort()
     return listed, weights[order]
 
@@ -550,7 +569,23 @@ def draw_key(
         if not torch.cuda.is_current_stream_capturing():
             return MaskKey(seed=_cuda_ticket(generator))
     where = device if on_cuda or device.type == "meta" else "cpu"
-    return MaskKey(seed=torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=where))
+    return MaskKey(seed=torch.randint(_LEAST, _MOST, (), generator=generator, device=where))
+
+
+class _Ticket(threading.local):
+    """A tensor for each thread that tickets are drawn into: randint would make one for each."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.value = torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+_ticket = _Ticket()
+
+
+def _draw_ticket() -> int:
+    """Draw the seed that :func:`draw_key` draws for the CPU, as an int; quick, for eager calls."""
+    return int(_ticket.value.random_(_LEAST, _MOST).item()) & _LO64
 
 
 def _cuda_ticket(generator: torch.Generator) -> int:

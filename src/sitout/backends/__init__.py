@@ -7,6 +7,25 @@ tensor, never the process.
 from . import reference
 from ._address import Address
 from ._choice import Explanation, explain, select, use
-from ._drop import drop
+from ._drop import drop, drop_directly, is_direct
+from ._fused import ACTIVATIONS, Activation, activate_and_drop, drop_and_add
+from ._masks import keep_mask, kept_samples, kept_units
 
-__all__ = ["Address", "Explanation", "drop", "explain", "reference", "select", "use"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Address",
+    "Explanation",
+    "activate_and_drop",
+    "drop",
+    "drop_and_add",
+    "drop_directly",
+    "explain",
+    "is_direct",
+    "keep_mask",
+    "kept_samples",
+    "kept_units",
+    "reference",
+    "select",
+    "use",
+]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..masks import MaskKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 _LO32 = 0xFFFFFFFF
 
@@ -19,7 +19,7 @@ class Address(NamedTuple):
     """Everything that decides a mask but the rate and the shape.
 
     Args:
-        key: seed, site, step and call.
+        key: seed, site, step and call; or a ticket: an int stands for ``MaskKey(seed=ticket)``.
         shared_dims: dims along which one mask bit serves all.
         batch_dim: the dim whose index is the row.
         rows: int64 global positions, or None for 0, 1, 2, ...
@@ -30,29 +30,39 @@ class Address(NamedTuple):
         0
     """
 
-    key: MaskKey
+    key: MaskKey | int
     shared_dims: tuple[int, ...] = ()
     batch_dim: int = 0
     rows: Tensor | None = None
     block: tuple[tuple[int, int], ...] | None = None
 
+    @property
+    def mask_key(self) -> MaskKey:
+        """The key, a ticket too."""
+        return MaskKey(seed=self.key) if isinstance(self.key, int) else self.key
+
     def tensors(self) -> list[Tensor]:
         """Return the tensors that the address holds."""
-        key = self.key
+        if type(self.key) is int and self.rows is None:
+            return []
+        key = self.mask_key
         fields = (key.seed, key.site, key.step, key.call, self.rows)
         return [field for field in fields if isinstance(field, Tensor)]
 
-    def with_tensors(self, tensors: Iterable[Tensor]) -> Address:
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Address:
         """Return the same address with other tensors in the places of its own."""
+        if not tensors:
+            return self
         held = iter(tensors)
-        key, rows = self.key, self.rows
+        key, rows = self.mask_key, self.rows
         fields = (key.seed, key.site, key.step, key.call, rows)
         *own, last = [next(held) if isinstance(field, Tensor) else field for field in fields]
         return self._replace(key=MaskKey(*own), rows=last)  # type: ignore[arg-type]
 
     def pack(self) -> Packed:
         """Return the address in the types that a registered op may take."""
-        seed, site, step, call = self.key.seed, self.key.site, self.key.step, self.key.call
+        mask_key = self.mask_key
+        seed, site, step, call = mask_key.seed, mask_key.site, mask_key.step, mask_key.call
         # The mask function takes seed XOR call << 32, so two numbers hold the four fields.
         key = seed if _is_zero(call) else seed ^ (call << 32)
         counter = step & _LO32 if _is_zero(site) else step & _LO32 | (site & 0xFFFFFFF) << 32

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+_ENVIRONMENT = os.environ.get("SITOUT_BACKEND")  # looking again at each call would be slow
 
 
 class Explanation(NamedTuple):
@@ -78,7 +79,7 @@ def explain(x: Tensor) -> Explanation:
     """
     if use._forced:
         return _forced(x, use._forced, f"sitout.backends.use({use._forced!r})")
-    wanted = os.environ.get("SITOUT_BACKEND")
+    wanted = _ENVIRONMENT
     if wanted:
         name = _checks.choice(wanted, _BACKENDS, "the environment variable SITOUT_BACKEND")
         return _forced(x, name, "the environment variable SITOUT_BACKEND")
@@ -105,6 +106,16 @@ def select(x: Tensor) -> ModuleType:
         >>> select(torch.ones(2, device="meta")) is reference
         True
     """
-    if use._forced is None and not os.environ.get("SITOUT_BACKEND"):
-        return reference if cpu.serves(x) else cpu
-    return _BACKENDS[explain(x).backend]
+    if is_forced():
+        return _BACKENDS[explain(x).backend]
+    return reference if cpu.serves(x) else cpu
+
+
+def is_forced() -> bool:
+    """Return whether a backend is forced, by :class:`use` or by the environment."""
+    return use._forced is not None or bool(_ENVIRONMENT)
+
+
+def is_core_out() -> bool:
+    """Return whether a backend is forced that is not the compiled core."""
+    return (use._forced or _ENVIRONMENT or "cpu") != "cpu"

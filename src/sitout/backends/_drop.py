@@ -8,15 +8,23 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _choice, _op, reference
+from . import _choice, _op, cpu, reference
 from ._law import slope
 
 if TYPE_CHECKING:
     from ._address import Address
     from ._law import Law
 
+    # the address, the rate, the law, the backend, and whether x is written into
+    Call = tuple[Address, float | Tensor, Law, Any, bool]
 
-def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
+_transforms = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_tracing = torch._C._get_tracing_state
+
+
+def drop(x: Tensor, address: Address, p: float | Tensor, law: Law, inplace: bool = False) -> Tensor:
     """Drop by one of the laws, on the backend that serves ``x``.
 
     An eager tensor goes straight to the kernel. Compilers, exporters, fake tensors and dispatch
@@ -28,6 +36,7 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
         address: of the mask.
         p: drop rate, a fraction in [0, 1], or as data.
         law: see :func:`sitout.backends.reference.drop`.
+        inplace: write the result into ``x``.
 
     Returns:
         Like ``x``. Nothing but the address is kept for backward.
@@ -37,35 +46,103 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
         >>> drop(torch.ones(4), address, 0.5, "dropout")
         tensor([0., 2., 0., 2.])
     """
-    if torch._C._are_functorch_transforms_active():
-        return reference.drop(x, address, p, law)
-    if torch.compiler.is_compiling():
-        return _op.drop(x, address, p, law)
-    if forward_ad._current_level >= 0:  # an op cannot have a rule for forward mode
-        return reference.drop(x, address, p, law)
-    if _is_watched():
-        return _op.drop(x, address, p, law)
-    out: Tensor = _Drop.apply(x, address, p, law)  # type: ignore[no-untyped-call]
-    return out
+    if is_direct(x):
+        return drop_directly(x, address, p, law, inplace)
+    out: Tensor
+    if _transforms():
+        out = reference.drop(x, address, p, law)
+    elif torch.compiler.is_compiling():
+        out = _op.drop(x, address, p, law)
+    elif forward_ad._current_level >= 0:  # an op cannot have a rule for forward mode
+        out = reference.drop(x, address, p, law)
+    elif _is_watched():
+        out = _op.drop(x, address, p, law)
+    else:
+        call = (address, p, law, _choice.select(x), False)
+        out = _Drop.apply(x, call)  # type: ignore[no-untyped-call]
+    return x.copy_(out) if inplace else out
+
+
+def drop_directly(
+    x: Tensor, address: Address, p: float | Tensor, law: Law, inplace: bool = False
+) -> Tensor:
+    """Do what :func:`drop` does, for an ``x`` of which :func:`is_direct` is true.
+
+    Args:
+        x: ``[B, ...]``, a floating dtype.
+        address: of the mask.
+        p: drop rate, a fraction in [0, 1], or as data.
+        law: as in :func:`drop`.
+        inplace: write the result into ``x``.
+
+    Returns:
+        Like ``x``.
+
+    Example:
+        >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
+        >>> drop_directly(torch.ones(4), address, 0.5, "dropout")
+        tensor([0., 2., 0., 2.])
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        if not inplace:
+            return cpu.drop(x, address, p, law)
+        torch.autograd.graph.increment_version(x)
+        return cpu.drop(x, address, p, law, x)
+    # Autograd lets a function write into what is no view and no leaf.
+    here = inplace and not (x.is_leaf or x._is_view())
+    out: Tensor = _apply(x, (address, p, law, cpu, here))
+    return x.copy_(out) if inplace and not here else out
+
+
+def is_direct(x: Tensor) -> bool:
+    """Return whether the compiled core may be called at once: a plain tensor, and nobody watches.
+
+    Args:
+        x: any tensor.
+
+    Example:
+        >>> is_direct(torch.ones(2)), is_direct(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if torch.compiler.is_compiling() or _transforms() or _dispatch_modes() or _function_modes():
+        return False
+    return (
+        forward_ad._current_level < 0
+        and not _choice.is_core_out()
+        and cpu.is_plain(x)
+        and _tracing() is None
+    )
 
 
 def _is_watched() -> bool:
     """Return whether a dispatch or function mode is to see what is called."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
+    return bool(_dispatch_modes() or _function_modes())
 
 
 class _Drop(torch.autograd.Function):
     # With a setup_context of its own, torch would look at the signature again at every call.
     @staticmethod
-    def forward(ctx: Any, x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
-        # A scheduler may change the rate before backward; autograd watches over the address.
-        ctx.p = p.clone() if isinstance(p, Tensor) else p
-        ctx.address, ctx.law = address, slope(law)
-        ctx.save_for_backward(*address.tensors())
-        out: Tensor = _choice.select(x).drop(x, address, p, law)
+    def forward(
+        ctx: Any, x: Tensor, call: tuple[Address, float | Tensor, Law, Any, bool]
+    ) -> Tensor:
+        address, p, law, backend, here = call
+        if type(address.key) is not int or address.rows is not None:
+            ctx.save_for_backward(*address.tensors())  # autograd watches over them
+        # A scheduler may change the rate before backward.
+        ctx.call = address, p.clone() if isinstance(p, Tensor) else p, law
+        out: Tensor
+        if here:
+            ctx.mark_dirty(x)
+            out = backend.drop(x, address, p, law, x)
+        else:
+            out = backend.drop(x, address, p, law)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        address = ctx.address.with_tensors(ctx.saved_tensors)
-        return drop(grad, address, ctx.p, ctx.law), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        address, p, law = ctx.call
+        return drop(grad, address.with_tensors(ctx.saved_tensors), p, slope(law)), None
+
+
+# ``apply`` without the half that serves function transforms: those do not come here.
+_apply: Any = super(torch.autograd.Function, _Drop).apply

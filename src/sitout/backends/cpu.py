@@ -1,32 +1,88 @@
 """The CPU backend: the compiled core, for tensors in the memory of this machine.
 
 Python decides where each element lies in the address space; the core makes its bit and its value.
-Results are those of the reference, to the bit.
+Results are those of the reference ("Values" in the specification).
 """
 
 from __future__ import annotations
 
+import math
 import os
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 from warnings import warn
 
 import torch
 from torch import Tensor
 
 from .. import _checks, _optional, masks
-from . import reference
-from ._law import constants, held
+from ._law import constants, sigma
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._address import Address
     from ._law import Law
 
-__all__ = ["core", "drop", "serves"]
+__all__ = [
+    "core",
+    "count_word",
+    "drop",
+    "first",
+    "fuse",
+    "is_memory",
+    "is_plain",
+    "keep_mask",
+    "serves",
+]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CODES = {**_TYPES, torch.bool: 4}
+_OPS = (
+    "scale",
+    "affine",
+    "add",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "relu_slope",
+    "gelu_slope",
+    "gelu_tanh_slope",
+    "silu_slope",
+    "noise",
+    "mask",
+)
+_OP = {name: number for number, name in enumerate(_OPS)}
+_OP.update(dropout=0, path=0, alpha_slope=0, alpha=1, gaussian=11, path_add=2)
+_LAW: dict[str, Law] = {
+    "path": "path",
+    "path_add": "path",
+    "alpha": "alpha",
+    "alpha_slope": "alpha_slope",
+    "gaussian": "gaussian",
+}
 _MAX_DIMS = 16
 _LO32, _LO64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_CLASSES = (Tensor, torch.nn.Parameter)
+
+_dispatch_keys = torch._C._dispatch_keys
+
+
+def _keys(*names: str) -> int:
+    """Return torch's dispatch keys of these names as one number."""
+    keys = torch._C.DispatchKeySet.from_raw_repr(0)
+    for name in names:
+        keys = keys.add(getattr(torch._C.DispatchKey, name))
+    return int(keys.raw_repr())
+
+
+# What torch's dispatcher sees in a tensor that is nothing but its memory: no wrapper, no pending
+# negation, no batch. One made in inference mode has two keys less.
+_PLAIN = {
+    _keys("CPU", "AutocastCPU"),
+    _keys("CPU", "AutocastCPU", "ADInplaceOrView", "AutogradCPU"),
+}
 
 
 @cache
@@ -56,6 +112,38 @@ def core() -> Any:
     return found
 
 
+def is_memory(x: Tensor) -> bool:
+    """Return whether ``x`` is nothing but memory of the CPU, so that its address can be read.
+
+    Args:
+        x: any tensor.
+
+    Example:
+        >>> is_memory(torch.ones(2)), is_memory(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    return type(x) in _CLASSES and _dispatch_keys(x).raw_repr() in _PLAIN
+
+
+def is_plain(x: Tensor) -> bool:
+    """Return whether the core can take ``x``.
+
+    Args:
+        x: any tensor.
+
+    Example:
+        >>> is_plain(torch.ones(2)), is_plain(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    return (
+        type(x) in _CLASSES
+        and x.dtype in _TYPES
+        and _dispatch_keys(x).raw_repr() in _PLAIN
+        and x.dim() <= _MAX_DIMS
+        and core() is not None
+    )
+
+
 def serves(x: Tensor) -> str:
     """Return why the core cannot take ``x``, or nothing if it can.
 
@@ -66,20 +154,22 @@ def serves(x: Tensor) -> str:
         >>> serves(torch.ones(2, device="meta"))
         'it is not in the memory of the CPU'
     """
-    if x.device.type != "cpu":
+    if is_plain(x):
+        return ""
+    if not x.is_cpu:
         return "it is not in the memory of the CPU"
     if core() is None:
         return "the compiled core was not built"
-    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+    if type(x) not in _CLASSES:
         return f"its type is {type(x).__name__}"
     if x.dtype not in _TYPES or x.dim() > _MAX_DIMS or x.layout != torch.strided:
         return f"it is {x.dtype} with {x.dim()} dims in layout {x.layout}"
-    if x.is_neg() or x._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(x):
-        return "its values are not in its memory as they are"
-    return ""
+    return "its values are not in its memory as they are"
 
 
-def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
+def drop(
+    x: Tensor, address: Address, p: float | Tensor, law: Law, out: Tensor | None = None
+) -> Tensor:
     """Do what :func:`sitout.backends.reference.drop` does, in the compiled core.
 
     Args:
@@ -87,6 +177,7 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
         address: of the mask.
         p: drop rate, a fraction in [0, 1], or as data.
         law: as in the reference.
+        out: where the result is written, a new tensor if None; it may be ``x``.
 
     Returns:
         Like ``x``.
@@ -96,74 +187,249 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
         >>> drop(torch.ones(4), address, 0.5, "dropout")
         tensor([0., 2., 0., 2.])
     """
-    if law == "gaussian":
-        return reference.drop(x, address, p, law)
-    if isinstance(p, Tensor):
-        bits, threshold = p.tolist()
-        p = float(threshold / 2.0**bits)
-    else:
-        bits, threshold = masks._threshold(p)
-    out = torch.empty_like(x)
-    if held(p) == 1.0:
-        return out.zero_()
-    cols, col, row_dim, rows = _columns(x, address)
-    key, site, step, steps = _key(address.key, 1 if row_dim < 0 else x.shape[row_dim])
-    core().drop(
-        x.data_ptr(),
+    if out is None:
+        out = torch.empty_like(x)
+    return _run(law, x, out, address, p)
+
+
+def fuse(
+    op: str,
+    x: Tensor,
+    address: Address,
+    p: float | Tensor,
+    *,
+    other: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Do one of the core's operations on several tensors of one dtype.
+
+    Args:
+        op: "add" (``other`` + dropped ``x``) or "path_add" (unscaled); the name of an activation f
+            (dropped f(``x`` + ``bias``)); or the name with ``_slope`` (dropped ``x`` times
+            f'(``other`` + ``bias``), for relu kept where ``other``, the output, is not 0).
+        x: ``[B, ...]``.
+        address: of the mask.
+        p: drop rate, a fraction in [0, 1], or as data.
+        other: of the shape of ``x``.
+        bias: broadcastable to the shape of ``x``.
+
+    Returns:
+        Like ``x``.
+
+    Example:
+        >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
+        >>> fuse("relu", torch.tensor([-1.0, -1.0, 1.0, 1.0]), address, 0.5)
+        tensor([0., 0., 0., 2.])
+    """
+    return _run(op, x, torch.empty_like(x), address, p, other, bias)
+
+
+def keep_mask(address: Address, p: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return what :func:`sitout.masks.keep_mask` does, made in the compiled core.
+
+    Args:
+        address: of the mask.
+        p: drop rate, a fraction in [0, 1], or as data.
+        shape: of the tensor that is masked.
+
+    Returns:
+        bool, broadcastable to ``shape``.
+
+    Example:
+        >>> keep_mask(sitout.backends.Address(sitout.MaskKey(seed=1)), 0.5, (4,))
+        tensor([False,  True, False,  True])
+    """
+    shared = {_checks.dim(dim, len(shape), "shared_dims") for dim in address.shared_dims}
+    sizes = [1 if dim in shared else size for dim, size in enumerate(shape)]
+    return _run("mask", None, torch.empty(sizes, dtype=torch.bool), address, p)
+
+
+def first(key: masks.MaskKey, n: int, k: int, group: int) -> tuple[Tensor, int]:
+    """Return the ``k`` of ``n`` candidates that come first in the order of the specification.
+
+    Args:
+        key: the address.
+        n: how many candidates there are.
+        k: how many are wanted, 1 to ``n``.
+        group: the group of rows that shares the subset.
+
+    Returns:
+        int64 ``[k]``, ascending; and which of them comes last in that order.
+
+    Example:
+        >>> first(sitout.MaskKey(seed=0), 10, 5, 0)
+        (tensor([2, 3, 4, 7, 8]), 8)
+    """
+    out = torch.empty(k, dtype=torch.int64)
+    last = core().first(out.data_ptr(), n, k, group & _LO32, *_one_key(key))
+    return out, last
+
+
+def count_word(key: masks.MaskKey, group: int) -> int:
+    """Return the word that decides on the sample that stands in for a fraction.
+
+    Args:
+        key: the address.
+        group: the group of rows that shares the subset.
+
+    Example:
+        >>> count_word(sitout.MaskKey(seed=0), 0) < 2**32
+        True
+    """
+    packed, site, step = _one_key(key)
+    words = masks._philox(
+        *(0, group & _LO32, step, site | masks._COUNT << 28), packed & _LO32, packed >> 32
+    )
+    return words[0]
+
+
+def _one_key(key: masks.MaskKey) -> tuple[int, int, int]:
+    packed, site, step, steps = _key(key, 1)
+    return packed, site, step if steps is None else int(steps) & _LO32
+
+
+def _run(
+    op: str,
+    x: Tensor | None,
+    out: Tensor,
+    address: Address,
+    p: float | Tensor,
+    other: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    shape = out.shape
+    strides: tuple[tuple[int, ...], ...] = (x.stride() if x is not None else (), out.stride())
+    if other is not None or bias is not None:
+        strides += (other.stride() if other is not None else (),)
+        strides += (bias.expand(shape).stride() if bias is not None else (),)
+    job = _prepare(
+        op,
+        tuple(p.tolist()) if isinstance(p, Tensor) else p,
+        torch.bool if x is None else x.dtype,
+        shape,
+        strides,
+        address.shared_dims,
+        address.batch_dim,
+        address.block,
+    )
+    ticket, rows = address.key, address.rows
+    key, site, step, steps = (
+        (ticket, 0, 0, None) if type(ticket) is int else _key(address.mask_key, job.n_rows)
+    )
+    if rows is not None:
+        rows = _rows(rows, job)
+    if job.run is None:  # there is nothing to compute
+        return out.zero_() if op not in ("add", "path_add") or other is None else out.copy_(other)
+    job.run(
+        0 if x is None else x.data_ptr(),
+        0 if other is None else other.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
-        _TYPES[x.dtype],
-        x.shape,
-        x.stride(),
-        out.stride(),
-        cols,
-        row_dim,
-        col,
         key,
         site,
         step,
         0 if steps is None else steps.data_ptr(),
         0 if rows is None else rows.data_ptr(),
-        bits,
-        threshold,
-        *constants(law, p),
         torch.get_num_threads(),
     )
     return out
 
 
-def _columns(x: Tensor, address: Address) -> tuple[list[int], int, int, Tensor | None]:
-    """Return how each dim moves the column, the first column, the dim of the rows, and the rows."""
-    rank, shape = x.dim(), x.shape
-    shared = {_checks.dim(dim, rank, "shared_dims") for dim in address.shared_dims}
-    batch = _checks.dim(address.batch_dim, max(rank, 1), "batch_dim")
+class _Job(NamedTuple):
+    """What is worth keeping between calls.
+
+    Args:
+        run: of the core; None where all sits out or the tensor is empty.
+        n_rows: how many positions the rows of an address must have.
+        takes_rows: whether they count; those of a shared batch dim do not.
+    """
+
+    run: Callable[..., None] | None
+    n_rows: int
+    takes_rows: bool
+
+
+@lru_cache(4096)
+def _prepare(
+    op: str,
+    p: float | tuple[int, int],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    shared_dims: tuple[int, ...],
+    batch_dim: int,
+    block: tuple[tuple[int, int], ...] | None,
+) -> _Job:
+    """Prepare a job for tensors of a shape, and strides: of x, the result, and the further ones."""
+    cols, first, row_dim, takes_rows = _columns(shape, shared_dims, batch_dim, block)
+    rate = _rate(op, p)
+    n_rows = 1 if row_dim < 0 else shape[row_dim]
+    if rate is None or 0 in shape:
+        return _Job(None, n_rows, takes_rows)
+    x, out, other, bias = (*strides, (), ())[:4]
+    tensors = (x, other, bias, out)
+    made = core().Prepared(_OP[op], _CODES[dtype], shape, *tensors, cols, row_dim, first, *rate)
+    return _Job(made.run, n_rows, takes_rows)
+
+
+def _rate(op: str, p: float | tuple[int, int]) -> tuple[float, ...] | None:
+    """Return bits, threshold and the constants of a law, or None where all sits out."""
+    law: Law = _LAW.get(op, "dropout")
+    bits, threshold = p if isinstance(p, tuple) else masks._threshold(p)
+    rate = threshold / 2.0**bits if isinstance(p, tuple) else p
+    if law == "gaussian":
+        return 16, 0, float(sigma(rate)) if rate < 1.0 else math.inf, 0.0, 0.0
+    if threshold == 1 << bits:
+        return None
+    return bits, threshold, *map(float, constants(law, rate))
+
+
+def _rows(rows: Tensor, job: _Job) -> Tensor | None:
+    if not job.takes_rows:
+        return None
+    return masks._check_rows(rows, job.n_rows).to("cpu").contiguous()
+
+
+def _columns(
+    shape: tuple[int, ...],
+    shared_dims: tuple[int, ...],
+    batch_dim: int,
+    block: tuple[tuple[int, int], ...] | None,
+) -> tuple[tuple[int, ...], int, int, bool]:
+    """Return how far each dim moves the column, the first column, and the dim of the rows.
+
+    Last comes whether an address's rows count: those of a shared batch dim do not.
+    """
+    rank = len(shape)
+    shared = {_checks.dim(dim, rank, "shared_dims") for dim in shared_dims}
+    batch = _checks.dim(batch_dim, max(rank, 1), "batch_dim")
     if rank < 2:
         batch = -1
     row_dim = -1 if batch in shared else batch
-    rows = None
-    if address.rows is not None and (row_dim >= 0 or batch < 0):
-        rows = masks._check_rows(address.rows, 1 if row_dim < 0 else shape[row_dim])
-        rows = rows.to("cpu").contiguous()
     rest = [dim for dim in range(rank) if dim != batch]
     sizes = tuple(1 if dim in shared else shape[dim] for dim in rest)
-    block = tuple((0, size) for size in sizes)
-    if address.block is not None:
-        block = masks._check_block(sizes, address.block)
+    parts = tuple((0, size) for size in sizes)
+    if block is not None:
+        parts = masks._check_block(sizes, block)
     cols, first = [0] * rank, 0
     stride = 1
-    for dim, (start, full) in zip(reversed(rest), reversed(block), strict=True):
+    for dim, (start, full) in zip(reversed(rest), reversed(parts), strict=True):
         cols[dim] = 0 if dim in shared else stride
         first += start * stride
         stride *= full
-    return cols, first, row_dim, rows
+    return tuple(cols), first, row_dim, row_dim >= 0 or batch < 0
 
 
 def _key(key: masks.MaskKey, n_rows: int) -> tuple[int, int, int, Tensor | None]:
     """Return seed XOR call << 32, the site, the step, and the steps if there is one a row."""
-    seed, call = int(key.seed), int(key.call)
-    packed, site = (seed ^ call << 32) & _LO64, int(key.site) & 0xFFFFFFF
-    if isinstance(key.step, Tensor) and key.step.dim() == 1:
-        if len(key.step) != n_rows:
+    seed, site, step, call = key.seed, key.site, key.step, key.call
+    if type(seed) is type(site) is type(step) is type(call) is int:
+        return seed ^ call << 32, site, step, None
+    seed, call = int(seed), int(call)
+    packed, site = (seed ^ call << 32) & _LO64, int(site) & 0xFFFFFFF
+    if isinstance(step, Tensor) and step.dim() == 1:
+        if len(step) != n_rows:
             what, rule = "`step` of MaskKey", f"one a row, [{n_rows}]"
-            raise ValueError(_checks.message(what, rule, len(key.step)))
-        return packed, site, 0, key.step.to("cpu").contiguous()
-    return packed, site, int(key.step) & _LO32, None
+            raise ValueError(_checks.message(what, rule, len(step)))
+        return packed, site, 0, step.to("cpu").contiguous()
+    return packed, site, int(step) & _LO32, None

@@ -39,7 +39,7 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
     if law == "gaussian":
         return (wide * _noise(x, address, sigma(p), dtype)).to(x.dtype)
     keep = masks.keep_mask(
-        address.key,
+        address.mask_key,
         p,
         x.shape,
         shared_dims=address.shared_dims,
@@ -64,7 +64,7 @@ def _as(number: Number, dtype: torch.dtype) -> Number:
 
 def _noise(x: Tensor, address: Address, deviation: Number, dtype: torch.dtype) -> Tensor:
     z = masks.normals(
-        address.key,
+        address.mask_key,
         x.shape,
         shared_dims=address.shared_dims,
         batch_dim=address.batch_dim,

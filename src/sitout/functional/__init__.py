@@ -1,18 +1,23 @@
 """Every layer as a function: tensors in, tensor out, the key explicit."""
 
+from ._activation_dropout import activation_dropout
 from ._alpha import alpha_dropout, feature_alpha_dropout
-from ._drop_path import drop_path
+from ._drop_path import drop_path, drop_path_add
 from ._dropout import dropout
+from ._dropout_add import dropout_add
 from ._feature import dropout1d, dropout2d, dropout3d
 from ._gaussian import gaussian_dropout
 
 __all__ = [
+    "activation_dropout",
     "alpha_dropout",
     "drop_path",
+    "drop_path_add",
     "dropout",
     "dropout1d",
     "dropout2d",
     "dropout3d",
+    "dropout_add",
     "feature_alpha_dropout",
     "gaussian_dropout",
 ]

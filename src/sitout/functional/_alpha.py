@@ -62,11 +62,8 @@ def alpha_dropout(
         ``training`` is True by default, as in the other functions; it is False in
         ``torch.nn.functional.alpha_dropout``.
     """
-    p = _checks.rate_or_data(p, "alpha_dropout")
-    if not _call.active(x, p, "alpha", training, "alpha_dropout"):
-        return x
-    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    return _call.write(x, _call.drop(x, p, "alpha", "alpha_dropout", options), inplace)
+    options = (key, rows, block, shared_dims, batch_dim, generator)
+    return _call.run(x, p, "alpha", training, inplace, "alpha_dropout", options)
 
 
 def feature_alpha_dropout(
@@ -122,9 +119,10 @@ def feature_alpha_dropout(
         raise ValueError(
             _checks.message(f"The input of {owner}", "[N, C, ...]", tuple(x.shape), way_out)
         )
-    if not _call.active(x, p, "alpha", training, owner):
+    direct = _call.begin(x, p, "alpha", training, owner)
+    if direct is None:
         return x
     _call.check_channel_batch_dim(batch_dim, False, owner)
     shared = _call.with_spatial(shared_dims, x.dim())
     options = _call.Options(key, rows, block, shared, batch_dim, generator)
-    return _call.write(x, _call.drop(x, p, "alpha", owner, options), inplace)
+    return _call.drop(x, p, "alpha", owner, options, direct, inplace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,23 +15,29 @@ if TYPE_CHECKING:
     from ..backends._law import Law
 
 
-def active(x: Tensor, p: float | Tensor, law: Law, training: bool, owner: str) -> bool:
-    """Return whether there is anything to do: the identity draws no ticket.
+def begin(x: Tensor, p: float | Tensor, law: Law, training: bool, owner: str) -> bool | None:
+    """Return None if there is nothing to do: the identity draws no ticket.
+
+    Otherwise return whether ``x`` may go straight to the core, for :func:`drop`.
 
     Raises:
         TypeError: in training, ``x`` is no tensor that a mask can be laid over.
     """
-    if not training or _known_rate(p, law) == 0.0:
-        return False
-    _check_input(x, owner)
-    return x.numel() > 0
-
-
-def _known_rate(p: float | Tensor, law: Law) -> float | None:
-    """Return the rate that holds; None where only the device knows it."""
-    if isinstance(p, Tensor):
+    if not training or _holds(p, 0.0, law):
         return None
-    return p if law == "gaussian" else masks.effective_rate(p)
+    direct = isinstance(x, Tensor) and backends.is_direct(x)
+    if not direct:
+        _check_input(x, owner)
+    return direct if x.numel() > 0 else None
+
+
+def _holds(p: float | Tensor, rate: float, law: Law) -> bool:
+    """Return whether the rate that holds is known to be this one, 0 or 1."""
+    if type(p) is float and 0.25 <= p <= 0.75:
+        return False
+    if isinstance(p, Tensor):
+        return False  # only the device knows
+    return (p if law == "gaussian" else masks.effective_rate(p)) == rate
 
 
 def _check_input(x: object, owner: str) -> None:
@@ -71,28 +77,95 @@ class Options(NamedTuple):
     generator: torch.Generator | None
 
 
-def drop(x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options) -> Tensor:
-    """Drop from ``x`` at the address of this call.
+def run(
+    x: Tensor,
+    p: float | Tensor,
+    law: Law,
+    training: bool,
+    inplace: bool,
+    owner: str,
+    options: tuple[Any, ...],
+) -> Tensor:
+    """Do all of a call whose input is as its mask is laid: check, draw, drop.
 
-    In default mode the address is drawn, unless all sits out and nothing hangs on it.
+    Raises:
+        TypeError: as :func:`begin` and :func:`drop`.
+        ValueError: as :func:`drop`.
+    """
+    key, rows, block, shared, batch_dim, generator = options
+    # What most calls are, some microseconds sooner.
+    if (
+        training
+        and key is rows is block is generator is None
+        and shared == ()
+        and type(p) is float
+        and 0.02 <= p <= 0.98
+        and isinstance(x, Tensor)
+        and backends.is_direct(x)
+        and x.numel()
+    ):
+        where = backends.Address(masks._draw_ticket(), (), batch_dim)
+        return backends.drop_directly(x, where, p, law, inplace)
+    p = _checks.rate_or_data(p, owner, below_one=law == "gaussian")
+    direct = begin(x, p, law, training, owner)
+    if direct is None:
+        return x
+    return drop(x, p, law, owner, Options(*options), direct, inplace)
+
+
+def drop(
+    x: Tensor,
+    p: float | Tensor,
+    law: Law,
+    owner: str,
+    options: Options,
+    direct: bool,
+    inplace: bool = False,
+) -> Tensor:
+    """Drop from ``x`` at the address of this call.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: both a key and a generator were given, or a block is not made of pairs.
     """
-    key, rows, block, shared_dims, batch_dim, generator = options
-    shared = _checks.dims(shared_dims, "shared_dims", owner)
-    cut = None if block is None else _checks.pairs(block, "block", owner)
-    if key is not None and not isinstance(key, masks.MaskKey):
-        raise TypeError(_checks.message(f"`key` of {owner}", "a MaskKey", key))
-    _checks.generator(generator, owner)
-    if key is not None and generator is not None:
-        what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
-        raise ValueError(_checks.message(what, rule, "both"))
+    where = address(x, p, law, owner, options, direct)
+    if direct:
+        return backends.drop_directly(x, where, p, law, inplace)
+    return backends.drop(x, where, p, law, inplace)
+
+
+def address(
+    x: Tensor, p: float | Tensor, law: Law, owner: str, options: Options, direct: bool
+) -> backends.Address:
+    """Return the address of this call.
+
+    In default mode it is drawn, unless all sits out and nothing hangs on it.
+
+    Raises:
+        TypeError: as :func:`drop`.
+        ValueError: as :func:`drop`.
+    """
+    key, rows, block, shared, batch_dim, generator = options
+    if shared != ():
+        shared = _checks.dims(shared, "shared_dims", owner)
+    if block is not None:
+        block = _checks.pairs(block, "block", owner)
+    if generator is not None:
+        _checks.generator(generator, owner)
+        if key is not None:
+            what, rule = f"The randomness of {owner}", "given as `key` or as `generator`"
+            raise ValueError(_checks.message(what, rule, "both"))
     if key is None:
-        _check_draw(owner, generator)
-        key = masks.MaskKey() if _known_rate(p, law) == 1.0 else masks.draw_key(x.device, generator)
-    return backends.drop(x, backends.Address(key, shared, batch_dim, rows, cut), p, law)
+        if _holds(p, 1.0, law):
+            key = masks.MaskKey()
+        elif direct and generator is None:
+            return backends.Address(masks._draw_ticket(), shared, batch_dim, rows, block)
+        else:
+            _check_draw(owner, generator)
+            key = masks.draw_key(x.device, generator)
+    elif not isinstance(key, masks.MaskKey):
+        raise TypeError(_checks.message(f"`key` of {owner}", "a MaskKey", key))
+    return backends.Address(key, shared, batch_dim, rows, block)
 
 
 def _check_draw(owner: str, generator: torch.Generator | None) -> None:
@@ -116,9 +189,19 @@ def _check_draw(owner: str, generator: torch.Generator | None) -> None:
         raise RuntimeError(_checks.message(what, rule, budget, way_out))
 
 
-def write(x: Tensor, out: Tensor, inplace: bool) -> Tensor:
-    """Return ``out``, or ``x`` holding its values."""
-    return x.copy_(out) if inplace else out
+def check_residual(x: Tensor, residual: object, owner: str) -> None:
+    """Refuse what is no tensor of the shape of ``x``.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape.
+    """
+    what = f"`residual` of {owner}"
+    if not isinstance(residual, Tensor):
+        raise TypeError(_checks.message(what, "a tensor", residual))
+    if isinstance(x, Tensor) and residual.shape != x.shape:
+        rule = f"of the shape of the input, {tuple(x.shape)}"
+        raise ValueError(_checks.message(what, rule, tuple(residual.shape)))
 
 
 def with_spatial(shared_dims: Sequence[int], rank: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
@@ -64,8 +63,5 @@ def dropout(
         Kept units are scaled in training instead of all units at prediction. A dropped unit is
         set to 0, not multiplied by it: NaN and infinity in it do not leak.
     """
-    p = _checks.rate_or_data(p, "dropout")
-    if not _call.active(x, p, "dropout", training, "dropout"):
-        return x
-    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    return _call.write(x, _call.drop(x, p, "dropout", "dropout", options), inplace)
+    options = (key, rows, block, shared_dims, batch_dim, generator)
+    return _call.run(x, p, "dropout", training, inplace, "dropout", options)

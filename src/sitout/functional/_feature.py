@@ -44,14 +44,16 @@ def _dropout_nd(
     if isinstance(x, Tensor) and x.dim() not in _RANKS[n]:
         what, way_out = f"The input of {owner}", _way_out(owner, x.dim())
         raise ValueError(_checks.message(what, _SHAPES[n], tuple(x.shape), way_out))
-    if not _call.active(x, p, "dropout", training, owner):
+    direct = _call.begin(x, p, "dropout", training, owner)
+    if direct is None:
         return x
     unbatched = x.dim() == n + 1
     batched = x.unsqueeze(0) if unbatched else x
     _call.check_channel_batch_dim(options.batch_dim, unbatched, owner)
     shared = _call.with_spatial(options.shared_dims, batched.dim())
-    out = _call.drop(batched, p, "dropout", owner, options._replace(shared_dims=shared))
-    return _call.write(x, out.squeeze(0) if unbatched else out, inplace)
+    options = options._replace(shared_dims=shared)
+    out = _call.drop(batched, p, "dropout", owner, options, direct, inplace)
+    return x if inplace else out.squeeze(0) if unbatched else out
 
 
 def dropout1d(

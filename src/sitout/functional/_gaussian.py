@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _checks
 from . import _call
 
 if TYPE_CHECKING:
@@ -59,8 +58,5 @@ def gaussian_dropout(
         Srivastava et al. 2014, JMLR 15:1929-1958, section 10.
     """
     owner = "gaussian_dropout"
-    p = _checks.rate_or_data(p, owner, below_one=True)
-    if not _call.active(x, p, "gaussian", training, owner):
-        return x
-    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    return _call.write(x, _call.drop(x, p, "gaussian", owner, options), inplace)
+    options = (key, rows, block, shared_dims, batch_dim, generator)
+    return _call.run(x, p, "gaussian", training, inplace, owner, options)

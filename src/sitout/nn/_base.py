@@ -111,7 +111,8 @@ class Site(torch.nn.Module):
         return self
 
     def _rate(self) -> float | Tensor:
-        return self._p if self.rate_data is None else self.rate_data
+        data = self._buffers["rate_data"]  # sooner than self.rate_data
+        return self._p if data is None else data
 
     def _address(self) -> tuple[masks.MaskKey | None, Tensor | None]:
         """Return the key and the rows of this call, or None and None in default mode."""

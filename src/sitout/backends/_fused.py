@@ -1,0 +1,179 @@
+"""Dropout in one pass with what stands before or behind it: an activation, or a residual sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import cpu
+from ._drop import drop, is_direct
+from ._law import constants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._address import Address
+    from ._law import Law
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": F.silu,
+}
+
+
+def activate_and_drop(
+    x: Tensor, bias: Tensor | None, activation: Activation, address: Address, p: float | Tensor
+) -> Tensor:
+    """Drop from an activation of ``x + bias``.
+
+    Args:
+        x: ``[B, ...]``, a floating dtype.
+        bias: broadcastable to the shape of ``x``, or None.
+        activation: "relu", "gelu", "gelu_tanh" or "silu".
+        address: of the mask.
+        p: drop rate, a fraction in [0, 1], or as data.
+
+    Returns:
+        Like ``x``. For backward relu keeps this result alone; the others keep ``x``, ``bias`` and
+        the address. Where the compiled core does not serve, it is done one after the other.
+
+    Example:
+        >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
+        >>> activate_and_drop(torch.tensor([-1.0, -1.0, 1.0, 1.0]), None, "relu", address, 0.5)
+        tensor([0., 0., 0., 2.])
+    """
+    if not is_direct(x) or (
+        bias is not None and not (cpu.is_plain(bias) and bias.dtype == x.dtype)
+    ):
+        return _one_by_one(x, bias, activation, address, p)
+    out: Tensor = _activate(x, bias, (activation, address, p))
+    return out
+
+
+def _goes_with(other: Tensor, x: Tensor) -> bool:
+    return other.dtype == x.dtype and cpu.is_plain(other)
+
+
+def _one_by_one(
+    x: Tensor, bias: Tensor | None, activation: Activation, address: Address, p: float | Tensor
+) -> Tensor:
+    made = ACTIVATIONS[activation](x if bias is None else x + bias)
+    return drop(made, address, p, "dropout")
+
+
+def drop_and_add(
+    x: Tensor, residual: Tensor, address: Address, p: float | Tensor, law: Law
+) -> Tensor:
+    """Drop from ``x`` and add the result to ``residual``.
+
+    Args:
+        x: ``[B, ...]``, a floating dtype.
+        residual: of the same shape.
+        address: of the mask.
+        p: drop rate, a fraction in [0, 1], or as data.
+        law: "dropout" or "path".
+
+    Returns:
+        The sum. Nothing but the address is kept for backward.
+
+    Example:
+        >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
+        >>> drop_and_add(torch.ones(4), torch.ones(4), address, 0.5, "dropout")
+        tensor([1., 3., 1., 3.])
+    """
+    if not is_direct(x) or not _goes_with(residual, x):
+        return residual + drop(x, address, p, law)
+    out: Tensor = _add(x, residual, (address, p, law))
+    return out
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: tuple[Any, ...]) -> Tensor:
+        activation, address, p = call
+        out = cpu.fuse(activation, x, address, p, bias=bias)
+        ctx.call = activation, address, p.clone() if isinstance(p, Tensor) else p
+        if activation == "relu":
+            ctx.shape = None if bias is None else bias.shape
+            ctx.save_for_backward(out)
+        else:
+            ctx.save_for_backward(x, bias, *address.tensors())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        activation, address, p = ctx.call
+        if activation == "relu":
+            (out,) = ctx.saved_tensors
+            x_grad, shape = _relu_backward(grad, out, address, p), ctx.shape
+        else:
+            x, bias, *tensors = ctx.saved_tensors
+            address, shape = address.with_tensors(tensors), None if bias is None else bias.shape
+            if torch.is_grad_enabled():  # someone wants to differentiate this
+                return _differentiable(grad, x, bias, activation, address, p)
+            if is_direct(grad) and grad.dtype == x.dtype:
+                x_grad = cpu.fuse(f"{activation}_slope", grad, address, p, other=x, bias=bias)
+            else:
+                with torch.enable_grad():
+                    return _differentiable(grad, x, bias, activation, address, p)
+        b_grad = None if shape is None or not ctx.needs_input_grad[1] else x_grad.sum_to_size(shape)
+        return x_grad, b_grad, None
+
+
+def _relu_backward(grad: Tensor, out: Tensor, address: Address, p: float | Tensor) -> Tensor:
+    if not torch.is_grad_enabled() and is_direct(grad) and grad.dtype == out.dtype:
+        return cpu.fuse("relu_slope", grad, address, p, other=out)
+    scale = constants("dropout", p)[0]
+    scaled = grad * (scale.to(grad.dtype) if isinstance(scale, Tensor) else scale)
+    return torch.where(out != 0, scaled, 0.0)
+
+
+def _differentiable(
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    address: Address,
+    p: float | Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients as functions of ``grad``, ``x`` and ``bias``, open to autograd."""
+    create = grad.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+    inputs = [x, *([] if bias is None else [bias])]
+    inputs = [one if one.requires_grad else one.detach().requires_grad_() for one in inputs]
+    out = _one_by_one(inputs[0], None if bias is None else inputs[1], activation, address, p)
+    made = torch.autograd.grad(out, inputs, grad, create_graph=create)
+    return (*made, None) if bias is not None else (*made, None, None)
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, call: tuple[Any, ...]) -> Tensor:
+        address, p, law = call
+        ctx.save_for_backward(*address.tensors())
+        ctx.call = address, p.clone() if isinstance(p, Tensor) else p, law
+        return cpu.fuse("add" if law == "dropout" else "path_add", x, address, p, other=residual)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        address, p, law = ctx.call
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = drop(grad, address.with_tensors(ctx.saved_tensors), p, law)
+        return x_grad, grad, None
+
+
+# As in _drop: without the half of ``apply`` that serves function transforms.
+_activate: Any = super(torch.autograd.Function, _Activate).apply
+_add: Any = super(torch.autograd.Function, _Add).apply

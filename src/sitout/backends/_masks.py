@@ -1,0 +1,148 @@
+"""Masks and subsets themselves, made by the core where they lie on the CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import _checks, masks
+from . import _choice, cpu
+from ._address import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def keep_mask(
+    key: masks.MaskKey,
+    p: float | Tensor,
+    shape: Sequence[int],
+    *,
+    shared_dims: Sequence[int] = (),
+    batch_dim: int = 0,
+    rows: Tensor | None = None,
+    block: Sequence[tuple[int, int]] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return what :func:`sitout.masks.keep_mask` returns, some hundred times as fast on the CPU.
+
+    Args:
+        key: the address.
+        p: drop rate, a fraction in [0, 1]; or as data.
+        shape: of the tensor that is masked, ``[B, ...]``.
+        shared_dims: dims along which one mask bit serves all; the mask has size 1 there.
+        batch_dim: the dim whose index is the row (rank 2 and more).
+        rows: int64, one global position per index of ``batch_dim``; 0, 1, 2, ... if None.
+        block: for a shard, one (start, full size) per non-batch dim of the mask.
+        device: where the mask is made.
+
+    Returns:
+        bool, broadcastable to ``shape``.
+
+    Raises:
+        TypeError: as :func:`sitout.masks.keep_mask`.
+        ValueError: as :func:`sitout.masks.keep_mask`.
+
+    Example:
+        >>> keep_mask(sitout.MaskKey(seed=0), 0.5, (2, 8)).int()
+        tensor([[1, 0, 1, 1, 1, 1, 1, 1],
+                [1, 0, 0, 1, 0, 0, 0, 0]], dtype=torch.int32)
+    """
+    p = _checks.rate_or_data(p, "keep_mask")
+    if not _serves(device, key):
+        return masks.keep_mask(
+            *(key, p, shape),
+            shared_dims=shared_dims,
+            batch_dim=batch_dim,
+            rows=rows,
+            block=block,
+            device=device,
+        )
+    shared = _checks.dims(shared_dims, "shared_dims", "keep_mask")
+    cut = None if block is None else _checks.pairs(block, "block", "keep_mask")
+    return cpu.keep_mask(Address(key, shared, batch_dim, rows, cut), p, tuple(shape))
+
+
+def kept_units(
+    key: masks.MaskKey,
+    p: float,
+    n: int,
+    *,
+    group: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return what :func:`sitout.masks.kept_units` returns, some ten times as fast on the CPU.
+
+    Args:
+        key: the address.
+        p: drop rate, a fraction in [0, 1].
+        n: number of units.
+        group: the group of rows that shares the subset.
+        device: where the result is made.
+
+    Returns:
+        int64 ``[k]``, ascending.
+
+    Raises:
+        ValueError: ``p`` is not in [0, 1] or ``n`` is negative.
+
+    Example:
+        >>> kept_units(sitout.MaskKey(seed=0), 0.5, 10)
+        tensor([2, 3, 4, 7, 8])
+    """
+    p, n = _checks.rate(p, "kept_units"), masks._check_count(n, "kept_units")
+    if p in (0.0, 1.0) or n == 0 or not _serves(device, key):
+        return masks.kept_units(key, p, n, group=group, device=device)
+    return cpu.first(key, n, masks._count_kept(p, n), int(group))[0]
+
+
+def kept_samples(
+    key: masks.MaskKey,
+    p: float,
+    n: int,
+    *,
+    group: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`sitout.masks.kept_samples` returns, some ten times as fast on the CPU.
+
+    Args:
+        key: the address.
+        p: drop rate, a fraction in [0, 1].
+        n: number of samples (or heads, layers, tokens).
+        group: the group of rows that shares the subset.
+        device: where the result is made.
+
+    Returns:
+        The samples, int64 ``[c]``, ascending, and their weights, float64 ``[c]``.
+
+    Raises:
+        ValueError: ``p`` is not in [0, 1] or ``n`` is negative.
+
+    Example:
+        >>> kept_samples(sitout.MaskKey(seed=0), 0.5, 4)
+        (tensor([2, 3]), tensor([2., 2.], dtype=torch.float64))
+    """
+    p, n = _checks.rate(p, "kept_samples"), masks._check_count(n, "kept_samples")
+    if p in (0.0, 1.0) or n == 0 or not _serves(device, key):
+        return masks.kept_samples(key, p, n, group=group, device=device)
+    q = n * (1.0 - p)
+    listed, last = cpu.first(key, n, math.ceil(q), int(group))
+    weights = torch.full(listed.shape, 1.0 / (1.0 - p), dtype=torch.float64)
+    if q != math.floor(q) and cpu.count_word(key, int(group)) >= masks._fraction(q):
+        weights[listed == last] = 0.0
+    return listed, weights
+
+
+def _serves(device: torch.device | str, key: masks.MaskKey) -> bool:
+    """Return whether the core makes masks for a device at this key."""
+    if torch.device(device).type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    if any(isinstance(field, Tensor) and not cpu.is_memory(field) for field in vars(key).values()):
+        return False
+    return _choice.select(torch.empty(0)) is cpu
