@@ -94,6 +94,7 @@ int64_t first(uintptr_t out, int64_t n, int64_t k, uint32_t group, uint64_t key,
 }  // namespace
 
 NB_MODULE(_core, module) {
+  nb::set_leak_warnings(false);  // jobs are kept until the process ends
   nb::class_<Prepared>(module, "Prepared")
       .def(nb::init<int, int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, const Sizes&,
                     const Sizes&, int, int64_t, int, uint32_t, double, double, double>())

@@ -58,11 +58,11 @@ int main(int count, char** arguments) {
   constexpr bool counted[ops] = {true,  true,  true,  true,  false, false, false,
                                  true,  false, false, false, false, true};
   uint64_t sum = 14695981039346656037u;  // FNV-1a, a value at a time
-  for (int number = 0; number < 6000; ++number) {
+  for (int number = 0; number < 2600; ++number) {
     const int op = number % ops, type = op == ops - 1 ? 4 : static_cast<int>(next() % 4);
     constexpr int sizes[] = {4, 8, 2, 2, 1};
     const int size = sizes[type];
-    const bool large = next() % 16 == 0;
+    const bool large = next() % 32 == 0;
     const int64_t rows = up_to(large ? 700 : 9), cols = up_to(large ? 700 : 200), shared = up_to(3);
     const int64_t n = rows * cols * shared;
     Bytes x(static_cast<size_t>(n * size)), other(x.size()), y(x.size(), 0xAB);

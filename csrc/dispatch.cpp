@@ -7,6 +7,11 @@
 #include <thread>
 #include <vector>
 
+#ifndef _WIN32
+#include <dlfcn.h>
+#include <unistd.h>
+#endif
+
 #include "core.h"
 #include "plan.h"
 
@@ -31,7 +36,7 @@ SITOUT_DECLARE(scalar)
 
 namespace {
 
-constexpr int64_t grain = 1 << 16;  // elements that are worth a thread of their own
+constexpr int64_t grain = 1 << 15;  // elements that are worth a thread of their own
 
 struct Target {
   const char* name;
@@ -96,25 +101,59 @@ bool use_target(const char* name) {
   return false;
 }
 
-// Threads are made anew for each large job. They cost some 20 us, no state outlives the call, and
-// so neither a fork nor a second caller can meet a pool in the middle of its work.
-void run(const Job& job, const Plan& plan, int threads) {
-  const auto work = chosen().load()->run;
-  const int64_t wanted = std::min<int64_t>({threads, plan.elements / grain, plan.items});
-  const int64_t count = std::max<int64_t>(1, wanted);
-  const auto share = [&](int64_t i) {
-    work(job, plan, plan.items * i / count, plan.items * (i + 1) / count);
-  };
-  std::vector<std::thread> others;
-  others.reserve(static_cast<size_t>(count - 1));
-  int64_t started = 1;
-  try {
-    for (; started < count; ++started) others.emplace_back(share, started);
-  } catch (const std::system_error&) {
-    // No more threads are to be had: this one does their work.
+namespace {
+
+// Threads take shares of the work until none is left. They are those of the OpenMP runtime that the
+// process has loaded, torch's: threads of our own would fight with its threads, which spin for a
+// while after each of torch's operations. A forked child has lost them, and where there is no such
+// runtime there are none, so threads are made anew there for each large job (some 20 us each).
+struct Work {
+  const Job& job;
+  const Plan& plan;
+  Run* run;
+  int64_t shares;
+  std::atomic<int64_t> next{0};
+
+  void join() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < shares;)
+      run(job, plan, plan.items * i / shares, plan.items * (i + 1) / shares);
   }
-  share(0);
-  for (int64_t i = started; i < count; ++i) share(i);
+};
+
+void join(void* work) { static_cast<Work*>(work)->join(); }
+
+using Team = void(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+#ifdef _WIN32
+Team* team() { return nullptr; }
+#else
+const pid_t loaded_by = getpid();
+
+Team* team() {
+  static Team* const found = reinterpret_cast<Team*>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return getpid() == loaded_by ? found : nullptr;
+}
+#endif
+
+}  // namespace
+
+void run(const Job& job, const Plan& plan, int threads) {
+  const int64_t wanted = std::min<int64_t>({threads, plan.elements / grain, plan.items});
+  Work work{job, plan, chosen().load()->run, 1};
+  if (wanted <= 1) return work.join();
+  work.shares = std::min(plan.items, 4 * wanted);  // a thread may be late
+  if (Team* const started = team()) {
+    started(join, &work, static_cast<unsigned>(wanted), 0);
+    return;
+  }
+  std::vector<std::thread> others;
+  others.reserve(static_cast<size_t>(wanted - 1));
+  try {
+    while (others.size() < others.capacity()) others.emplace_back(join, &work);
+  } catch (const std::system_error&) {
+    // No more threads are to be had: those that there are do the work.
+  }
+  work.join();
   for (auto& one : others) one.join();
 }
 

@@ -136,8 +136,9 @@ struct GeluTanh {
     const auto bend = F::add(square, F::all(1.0));
     const Logistic<F> s(F::multiply(F::multiply(x, F::all(outer)), bend));
     const auto steep = F::sum(square, F::all(3.0), F::all(1.0));
-    const auto rise = F::multiply(F::multiply(x, F::all(outer)), steep);
-    return F::multiply(s.value, F::sum(rise, s.other, F::all(1.0)));
+    const auto rise = F::multiply(F::all(outer), steep);
+    // In this order 0 times what is large stays 0 as long as x^2 is finite.
+    return F::sum(F::multiply(F::multiply(x, s.other), s.value), rise, s.value);
   }
 };
 

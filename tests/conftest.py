@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sitout.backends import cpu
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -22,3 +24,12 @@ def _poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=cpu.core().targets().split())
+def target(request):
+    """Run a test once on each instruction set of this machine."""
+    before = cpu.core().target()
+    cpu.core().use_target(request.param)
+    yield request.param
+    cpu.core().use_target(before)

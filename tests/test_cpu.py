@@ -23,14 +23,6 @@ EDGES = [2**-33, 2**-32, 0.001, 1 / 64 - 1e-9, 1 / 64, 0.1, 0.3, 0.5, 63 / 64, 1
 LAWS = ["dropout", "path", "alpha", "alpha_slope"]
 
 
-@pytest.fixture(params=TARGETS)
-def target(request):
-    before = cpu.core().target()
-    cpu.core().use_target(request.param)
-    yield request.param
-    cpu.core().use_target(before)
-
-
 def same(x, address, p, law):
     made, wanted = (backend.drop(x, address, p, law) for backend in (cpu, reference))
     assert made.dtype == wanted.dtype

@@ -18,17 +18,18 @@ X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "scalar": [],
 }
-SUM = "132f9c1f1fcaf4b3"  # that of all targets: a change of it is a change of results
+SUM = "39c1389e119d8407"  # that of all targets: a change of it is a change of results
 
 
 def built(folder, compiler, machine, targets, flags):
     """Return the program ``checksum`` with the kernels of some targets."""
-    objects = []
+    objects, running = [], []
     for target, own in targets.items():
         objects.append(folder / f"{target}.o")
         define = f"-DSITOUT_{target.upper()}"
         command = [compiler, *FLAGS, *flags, *own, define, "-c", CSRC / "kernels.cpp"]
-        subprocess.run([*command, "-o", objects[-1]], check=True)
+        running.append(subprocess.Popen([*command, "-o", objects[-1]]))
+    assert [one.wait() for one in running] == [0] * len(running)
     sources = [CSRC / name for name in ("dispatch.cpp", "plan.cpp", "checksum.cpp")]
     program = folder / "checksum"
     command = [compiler, *FLAGS, *flags, f"-DSITOUT_{machine}", *sources, *objects]

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import sitout
 from sitout import MaskClock, MaskKey, nn
 from sitout import functional as F
-from sitout.backends import cpu, use
+from sitout.backends import use
 from sitout.masks import effective_rate, keep_mask, rate_data
 
 KEY = MaskKey(seed=2**40 + 7, site=4, step=9, call=1)
@@ -43,14 +43,6 @@ every_sum = pytest.mark.parametrize("op", SUMS)
 every_activation = pytest.mark.parametrize("op", TORCH)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 torch_imports = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
-
-@pytest.fixture(params=cpu.core().targets().split())
-def target(request):
-    before = cpu.core().target()
-    cpu.core().use_target(request.param)
-    yield request.param
-    cpu.core().use_target(before)
 
 
 @pytest.fixture
@@ -638,6 +630,16 @@ def test_second_derivatives_are_those_of_the_composition(target, op):
     for one, two in zip(*made, strict=True):
         assert torch.allclose(one, two, rtol=1e-10, atol=1e-12)
     assert made[0][-1].any()
+
+
+def test_the_slope_of_relu_is_the_same_whether_or_not_it_will_be_differentiated(target):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0]).repeat_interleave(16)
+    grads = []
+    for create_graph in (False, True):
+        leaf = x.clone().requires_grad_()
+        y = fused("relu", leaf, None, 0.5, key=KEY)
+        grads.append(torch.autograd.grad(y.sum(), leaf, create_graph=create_graph)[0].detach())
+    assert torch.equal(*grads)
 
 
 @torch_imports

@@ -304,6 +304,9 @@ def _check_block(
                 list(block),
             )
         )
+    if math.prod(max(full, 1) for _, full in block) > 1 << 35:
+        rule = "of a whole with at most 2**35 columns, the width of the address"
+        raise ValueError(_checks.message("`block`", rule, list(block)))
     return block
 
 
@@ -585,7 +588,8 @@ _ticket = _Ticket()
 
 def _draw_ticket() -> int:
     """Draw the seed that :func:`draw_key` draws for the CPU, as an int; quick, for eager calls."""
-    return int(_ticket.value.random_(_LEAST, _MOST).item()) & _LO64
+    drawn: int = _ticket.value.random_(_LEAST, _MOST).item()  # type: ignore[assignment]
+    return drawn & _LO64
 
 
 def _cuda_ticket(generator: torch.Generator) -> int:

@@ -116,6 +116,6 @@ def is_forced() -> bool:
     return use._forced is not None or bool(_ENVIRONMENT)
 
 
-def is_core_out() -> bool:
-    """Return whether a backend is forced that is not the compiled core."""
-    return (use._forced or _ENVIRONMENT or "cpu") != "cpu"
+def is_core_in() -> bool:
+    """Return whether there is a compiled core, and no other backend is forced."""
+    return (use._forced or _ENVIRONMENT or "cpu") == "cpu" and cpu.core() is not None

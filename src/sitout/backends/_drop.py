@@ -86,12 +86,28 @@ def drop_directly(
     if not (x.requires_grad and torch.is_grad_enabled()):
         if not inplace:
             return cpu.drop(x, address, p, law)
+        # What overlaps itself, or was made in inference mode, is torch's to refuse.
+        if x.is_inference() or not (x.is_contiguous() or _is_dense(x)):
+            return x.copy_(cpu.drop(x, address, p, law))
         torch.autograd.graph.increment_version(x)
         return cpu.drop(x, address, p, law, x)
     # Autograd lets a function write into what is no view and no leaf.
     here = inplace and not (x.is_leaf or x._is_view())
     out: Tensor = _apply(x, (address, p, law, cpu, here))
     return x.copy_(out) if inplace and not here else out
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Return whether the elements lie side by side in some order of the dims, each once."""
+    dims = sorted(
+        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1
+    )
+    along = 1
+    for stride, size in dims:
+        if stride != along:
+            return False
+        along *= size
+    return True
 
 
 def is_direct(x: Tensor) -> bool:
@@ -108,7 +124,7 @@ def is_direct(x: Tensor) -> bool:
         return False
     return (
         forward_ad._current_level < 0
-        and not _choice.is_core_out()
+        and _choice.is_core_in()
         and cpu.is_plain(x)
         and _tracing() is None
     )

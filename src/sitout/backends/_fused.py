@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import cpu
+from ._address import Address
 from ._drop import drop, is_direct
 from ._law import constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._address import Address
     from ._law import Law
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -34,7 +34,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activate_and_drop(
-    x: Tensor, bias: Tensor | None, activation: Activation, address: Address, p: float | Tensor
+    x: Tensor,
+    bias: Tensor | None,
+    activation: Activation,
+    address: Address,
+    p: float | Tensor,
+    direct: bool,
 ) -> Tensor:
     """Drop from an activation of ``x + bias``.
 
@@ -44,6 +49,7 @@ def activate_and_drop(
         activation: "relu", "gelu", "gelu_tanh" or "silu".
         address: of the mask.
         p: drop rate, a fraction in [0, 1], or as data.
+        direct: whether ``x`` may go straight to the core, see :func:`is_direct`.
 
     Returns:
         Like ``x``. For backward relu keeps this result alone; the others keep ``x``, ``bias`` and
@@ -51,8 +57,8 @@ def activate_and_drop(
 
     Example:
         >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
-        >>> activate_and_drop(torch.tensor([-1.0, -1.0, 1.0, 1.0]), None, "relu", address, 0.5)
-        tensor([0., 0., 0., 2.])
+        >>> activate_and_drop(torch.tensor([-1.0, 2.0]), None, "relu", address, 0.5, True)
+        tensor([0., 4.])
     """
     if not is_direct(x) or (
         bias is not None and not (cpu.is_plain(bias) and bias.dtype == x.dtype)
@@ -74,7 +80,7 @@ def _one_by_one(
 
 
 def drop_and_add(
-    x: Tensor, residual: Tensor, address: Address, p: float | Tensor, law: Law
+    x: Tensor, residual: Tensor, address: Address, p: float | Tensor, law: Law, direct: bool
 ) -> Tensor:
     """Drop from ``x`` and add the result to ``residual``.
 
@@ -84,16 +90,17 @@ def drop_and_add(
         address: of the mask.
         p: drop rate, a fraction in [0, 1], or as data.
         law: "dropout" or "path".
+        direct: whether ``x`` may go straight to the core, see :func:`is_direct`.
 
     Returns:
         The sum. Nothing but the address is kept for backward.
 
     Example:
         >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
-        >>> drop_and_add(torch.ones(4), torch.ones(4), address, 0.5, "dropout")
+        >>> drop_and_add(torch.ones(4), torch.ones(4), address, 0.5, "dropout", True)
         tensor([1., 3., 1., 3.])
     """
-    if not is_direct(x) or not _goes_with(residual, x):
+    if not direct or not _goes_with(residual, x):
         return residual + drop(x, address, p, law)
     out: Tensor = _add(x, residual, (address, p, law))
     return out
@@ -104,11 +111,13 @@ class _Activate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: tuple[Any, ...]) -> Tensor:
         activation, address, p = call
         out = cpu.fuse(activation, x, address, p, bias=bias)
-        ctx.call = activation, address, p.clone() if isinstance(p, Tensor) else p
-        if activation == "relu":
+        p = p.clone() if isinstance(p, Tensor) else p
+        if activation == "relu":  # where the result is not 0 says it all
+            ctx.call = activation, Address(0), p
             ctx.shape = None if bias is None else bias.shape
             ctx.save_for_backward(out)
         else:
+            ctx.call = activation, address, p
             ctx.save_for_backward(x, bias, *address.tensors())
         return out
 

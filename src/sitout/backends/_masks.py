@@ -52,6 +52,7 @@ def keep_mask(
                 [1, 0, 0, 1, 0, 0, 0, 0]], dtype=torch.int32)
     """
     p = _checks.rate_or_data(p, "keep_mask")
+    batch_dim = _checks.integer(batch_dim, "batch_dim", "a mask")
     if not _serves(device, key):
         return masks.keep_mask(
             *(key, p, shape),
@@ -139,6 +140,8 @@ def kept_samples(
 
 def _serves(device: torch.device | str, key: masks.MaskKey) -> bool:
     """Return whether the core makes masks for a device at this key."""
+    if not isinstance(key, masks.MaskKey):
+        raise TypeError(_checks.message("`key`", "a MaskKey", key))
     if torch.device(device).type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():

@@ -126,7 +126,7 @@ def is_memory(x: Tensor) -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Return whether the core can take ``x``.
+    """Return whether the core, if there is one, can take ``x``.
 
     Args:
         x: any tensor.
@@ -140,7 +140,6 @@ def is_plain(x: Tensor) -> bool:
         and x.dtype in _TYPES
         and _dispatch_keys(x).raw_repr() in _PLAIN
         and x.dim() <= _MAX_DIMS
-        and core() is not None
     )
 
 
@@ -154,12 +153,12 @@ def serves(x: Tensor) -> str:
         >>> serves(torch.ones(2, device="meta"))
         'it is not in the memory of the CPU'
     """
-    if is_plain(x):
-        return ""
     if not x.is_cpu:
         return "it is not in the memory of the CPU"
     if core() is None:
         return "the compiled core was not built"
+    if is_plain(x):
+        return ""
     if type(x) not in _CLASSES:
         return f"its type is {type(x).__name__}"
     if x.dtype not in _TYPES or x.dim() > _MAX_DIMS or x.layout != torch.strided:
@@ -258,7 +257,7 @@ def first(key: masks.MaskKey, n: int, k: int, group: int) -> tuple[Tensor, int]:
 
     Example:
         >>> first(sitout.MaskKey(seed=0), 10, 5, 0)
-        (tensor([2, 3, 4, 7, 8]), 8)
+        (tensor([2, 3, 4, 7, 8]), 2)
     """
     out = torch.empty(k, dtype=torch.int64)
     last = core().first(out.data_ptr(), n, k, group & _LO32, *_one_key(key))
@@ -375,6 +374,9 @@ def _prepare(
 def _rate(op: str, p: float | tuple[int, int]) -> tuple[float, ...] | None:
     """Return bits, threshold and the constants of a law, or None where all sits out."""
     law: Law = _LAW.get(op, "dropout")
+    if isinstance(p, tuple) and not (p[0] in (16, 32) and 0 <= p[1] <= 1 << p[0]):
+        rule = "(bits, T) with 16 or 32 bits and 0 <= T <= 2**bits, as rate_data makes it"
+        raise ValueError(_checks.message("`p` as data", rule, p))
     bits, threshold = p if isinstance(p, tuple) else masks._threshold(p)
     rate = threshold / 2.0**bits if isinstance(p, tuple) else p
     if law == "gaussian":

@@ -66,16 +66,21 @@ def activation_dropout(
         Hendrycks & Gimpel 2016, arXiv 1606.08415 (gelu, silu).
     """
     owner = "activation_dropout"
-    p = _checks.rate_or_data(p, owner)
-    _checks.choice(activation, backends.ACTIVATIONS, f"`activation` of {owner}")
-    if bias is not None:
+    if activation not in (*backends.ACTIVATIONS,):
+        _checks.choice(activation, backends.ACTIVATIONS, f"`activation` of {owner}")
+    if bias is not None and isinstance(x, Tensor):
         _check_bias(x, bias, owner)
-    direct = _call.begin(x, p, "dropout", training, owner)
-    if direct is None:
-        return backends.ACTIVATIONS[activation](x if bias is None else x + bias)
-    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    address = _call.address(x, p, "dropout", owner, options, direct)
-    return backends.activate_and_drop(x, bias, activation, address, p)
+    options = (key, rows, block, shared_dims, batch_dim, generator)
+    address = _call.quick_address(x, p, training, options)
+    direct = True
+    if address is None:
+        p = _checks.rate_or_data(p, owner)
+        begun = _call.begin(x, p, "dropout", training, owner)
+        if begun is None:
+            return backends.ACTIVATIONS[activation](x if bias is None else x + bias)
+        address = _call.address(x, p, "dropout", owner, _call.Options(*options), begun)
+        direct = begun
+    return backends.activate_and_drop(x, bias, activation, address, p, direct)
 
 
 def _check_bias(x: Tensor, bias: object, owner: str) -> None:

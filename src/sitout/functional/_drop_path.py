@@ -126,7 +126,7 @@ def drop_path_add(
     wide, stream = (x[:, None], residual[:, None]) if x.dim() == 1 else (x, residual)
     options = _options(x, key, rows, shared_dims, batch_dim, generator)
     address = _call.address(wide, p, law, owner, options, direct)
-    return backends.drop_and_add(wide, stream, address, p, law).view_as(x)
+    return backends.drop_and_add(wide, stream, address, p, law, direct).view_as(x)
 
 
 def _law(scale_by_keep: bool) -> Law:

@@ -60,11 +60,15 @@ def dropout_add(
         Vaswani et al. 2017, arXiv 1706.03762, section 5.4 (residual dropout).
     """
     owner = "dropout_add"
-    p = _checks.rate_or_data(p, owner)
     _call.check_residual(x, residual, owner)
-    direct = _call.begin(x, p, "dropout", training, owner)
-    if direct is None:
-        return residual + x
-    options = _call.Options(key, rows, block, shared_dims, batch_dim, generator)
-    address = _call.address(x, p, "dropout", owner, options, direct)
-    return backends.drop_and_add(x, residual, address, p, "dropout")
+    options = (key, rows, block, shared_dims, batch_dim, generator)
+    address = _call.quick_address(x, p, training, options)
+    direct = True
+    if address is None:
+        p = _checks.rate_or_data(p, owner)
+        begun = _call.begin(x, p, "dropout", training, owner)
+        if begun is None:
+            return residual + x
+        address = _call.address(x, p, "dropout", owner, _call.Options(*options), begun)
+        direct = begun
+    return backends.drop_and_add(x, residual, address, p, "dropout", direct)
