@@ -39,11 +39,12 @@ struct Float16 {
 // An operation takes a value of each operand that it reads, and the bits of the mask.
 struct Reads {
   bool other, bias, bits;
+  bool zero = false;  // whether what is dropped becomes 0
 };
 
 template <class F>
 struct Scale {
-  static constexpr Reads reads{false, false, true};
+  static constexpr Reads reads{false, false, true, true};
   typename F::V scale;
   explicit Scale(const Law& law) : scale(F::all(law.scale)) {}
   SITOUT_INLINE Vector<F> operator()(Vector<F> x, Vector<F>, Vector<F>, uint64_t bits) const {
@@ -73,7 +74,7 @@ struct Add : Scale<F> {
 
 template <class F, class Function>
 struct Activation : Scale<F> {
-  static constexpr Reads reads{false, true, true};
+  static constexpr Reads reads{false, true, true, true};
   using Scale<F>::Scale;
   SITOUT_INLINE Vector<F> operator()(Vector<F> x, Vector<F>, Vector<F> bias, uint64_t bits) const {
     const auto made = Function::template value<F>(F::add(x, bias));
@@ -83,7 +84,7 @@ struct Activation : Scale<F> {
 
 template <class F, class Function>
 struct Slope : Scale<F> {
-  static constexpr Reads reads{true, true, true};
+  static constexpr Reads reads{true, true, true, true};
   using Scale<F>::Scale;
   SITOUT_INLINE Vector<F> operator()(Vector<F> x, Vector<F> other, Vector<F> bias,
                                      uint64_t bits) const {
