@@ -105,8 +105,9 @@ namespace {
 
 // Threads take shares of the work until none is left. They are those of the OpenMP runtime that the
 // process has loaded, torch's: threads of our own would fight with its threads, which spin for a
-// while after each of torch's operations. A forked child has lost them, and where there is no such
-// runtime there are none, so threads are made anew there for each large job (some 20 us each).
+// while after each of torch's operations. A child that is forked after the core was loaded has lost
+// them, and where there is no such runtime there are none, so threads are made anew there for each
+// large job (some 20 us each).
 struct Work {
   const Job& job;
   const Plan& plan;

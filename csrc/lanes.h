@@ -11,7 +11,7 @@
 //   sum(a, b, c)           a b + c, rounded once where the machine can
 //   keep(bits, v)          v where the bit is set, else +0
 //   select(bits, a, b)     a where the bit is set, else b
-//   nonzero(v)             one bit for each number that is not 0; NaN is not
+//   nonzero(v)             one bit for each number that is not 0, as NaN is not
 //   negative(x, a, b)      a where x < 0, else b
 //   shift_exponent(v, t)   v times 2 to the power of the low bits of t
 #pragma once

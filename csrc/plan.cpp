@@ -42,8 +42,8 @@ void simplify(Job& job) {
 
 int64_t ceiling(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Cut the dims into items.
-void cut(Plan& made, bool fused) {
+// Cut the dims into items. If `streamed`, bits are used as they are made, and none are stored.
+void cut(Plan& made, bool streamed) {
   int64_t repeated = 1;
   for (int d = 0; d < made.shareds; ++d) repeated *= made.shared[d].size;
   const int64_t wanted = std::max<int64_t>(1, enough / std::min(repeated, enough));
@@ -53,9 +53,9 @@ void cut(Plan& made, bool fused) {
     made.unit_step = std::min(made.unit.size, room / 64 * 64);
     made.tile_step = std::min(made.tile_step, item_words / ceiling(made.unit_step, 64));
   } else {
-    const int64_t most = fused ? enough : item_words / 2 * 64;
+    const int64_t most = streamed ? enough : item_words / 2 * 64;
     made.unit_step = std::min({made.unit.size, most, std::max<int64_t>(wanted, 512)});
-    if (made.along == Along::unit && !fused) made.unit_step = std::min(made.unit.size, most);
+    if (made.along == Along::unit && !streamed) made.unit_step = std::min(made.unit.size, most);
     const int64_t room = item_words / ceiling(made.unit_step, 64);
     made.tile_step = std::clamp<int64_t>(wanted / made.unit_step, 1, std::min(room, made.tile.size));
   }

@@ -118,7 +118,7 @@ class Gatherer {
         bits = 0;
       }
     }
-    const int over = (held_ + batch - 1) / batch * batch - held_;
+    const int over = (held_ + at_once - 1) / at_once * at_once - held_;
     out_ -= kind == narrow ? over : over / 2;
     held_ = 0;
   }
@@ -126,7 +126,7 @@ class Gatherer {
   static constexpr int64_t margin = 64;  // bytes that may be written besides
 
  private:
-  static constexpr int capacity = 256, batch = Lanes::count * Lanes::interleave;
+  static constexpr int capacity = 256, at_once = Lanes::count * Lanes::interleave;
   const Stream& stream_;
   uint8_t* out_;
   int held_ = 0;

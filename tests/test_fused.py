@@ -983,3 +983,52 @@ def test_a_key_and_a_generator_together_are_refused(op):
 def test_the_functions_and_the_layers_are_public():
     assert {"activation_dropout", *SUMS} <= {*sitout.functional.__all__}
     assert {"ActivationDropout", "DropoutAdd", "DropPathAdd"} <= {*sitout.nn.__all__}
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("bias_of", [lambda x: x.mean(0) * 2, lambda x: x, lambda x: x[0]])
+def test_a_bias_that_comes_from_the_input_is_counted_once(activation, bias_of):
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    def grad(way, **options):
+        y = way(activation, x, bias_of(x), 0.5, key=KEY)
+        return torch.autograd.grad((y**2).sum(), x, **options)[0]
+
+    wanted = grad(composed)
+    assert torch.allclose(grad(fused), wanted)
+    assert torch.allclose(grad(fused, create_graph=True), wanted)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_hook_on_the_input_is_called_once(activation, create_graph):
+    x = torch.randn(4, 6, requires_grad=True)
+    seen = []
+    x.register_hook(seen.append)
+    y = F.activation_dropout(x, activation, 0.5, key=KEY)
+    torch.autograd.grad(y.sum(), x, create_graph=create_graph)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_gradients_carry_a_graph_only_if_asked(activation):
+    x = torch.randn(4, 6, requires_grad=True)
+    y = F.activation_dropout(x, activation, 0.5, key=KEY)
+    g = torch.ones(3, 4, 6)
+    (batched,) = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(y, x, g[0], retain_graph=True)
+    (again,) = torch.autograd.grad(y, x, g[0], create_graph=True)
+    assert not batched.requires_grad
+    assert not one.requires_grad
+    assert torch.allclose(batched, one.expand(3, 4, 6), atol=1e-6)
+    assert torch.allclose(again, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_relu_is_rounded_once_in_every_order(dtype):
+    x = torch.rand(64, dtype=dtype, requires_grad=True)
+    y = F.activation_dropout(x, "relu", rate_data(0.1), key=KEY)
+    g = torch.randn(64).to(dtype)
+    (first,) = torch.autograd.grad(y, x, g, retain_graph=True)
+    (second,) = torch.autograd.grad(y, x, g, create_graph=True)
+    assert torch.equal(first, second)

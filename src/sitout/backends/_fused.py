@@ -60,9 +60,7 @@ def activate_and_drop(
         >>> activate_and_drop(torch.tensor([-1.0, 2.0]), None, "relu", address, 0.5, True)
         tensor([0., 4.])
     """
-    if not is_direct(x) or (
-        bias is not None and not (cpu.is_plain(bias) and bias.dtype == x.dtype)
-    ):
+    if not direct or (bias is not None and not _goes_with(bias, x)):
         return _one_by_one(x, bias, activation, address, p)
     out: Tensor = _activate(x, bias, (activation, address, p))
     return out
@@ -130,13 +128,9 @@ class _Activate(torch.autograd.Function):
         else:
             x, bias, *tensors = ctx.saved_tensors
             address, shape = address.with_tensors(tensors), None if bias is None else bias.shape
-            if torch.is_grad_enabled():  # someone wants to differentiate this
+            if torch.is_grad_enabled() or not is_direct(grad) or grad.dtype != x.dtype:
                 return _differentiable(grad, x, bias, activation, address, p)
-            if is_direct(grad) and grad.dtype == x.dtype:
-                x_grad = cpu.fuse(f"{activation}_slope", grad, address, p, other=x, bias=bias)
-            else:
-                with torch.enable_grad():
-                    return _differentiable(grad, x, bias, activation, address, p)
+            x_grad = cpu.fuse(f"{activation}_slope", grad, address, p, other=x, bias=bias)
         b_grad = None if shape is None or not ctx.needs_input_grad[1] else x_grad.sum_to_size(shape)
         return x_grad, b_grad, None
 
@@ -144,9 +138,9 @@ class _Activate(torch.autograd.Function):
 def _relu_backward(grad: Tensor, out: Tensor, address: Address, p: float | Tensor) -> Tensor:
     if not torch.is_grad_enabled() and is_direct(grad) and grad.dtype == out.dtype:
         return cpu.fuse("relu_slope", grad, address, p, other=out)
-    scale = constants("dropout", p)[0]
-    scaled = grad * (scale.to(grad.dtype) if isinstance(scale, Tensor) else scale)
-    return torch.where(out != 0, scaled, 0.0)
+    wide = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
+    scaled = wide * float(constants("dropout", p)[0])  # rounded once, as by the core
+    return torch.where(out != 0, scaled, 0.0).to(grad.dtype)
 
 
 def _differentiable(
@@ -157,12 +151,16 @@ def _differentiable(
     address: Address,
     p: float | Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients as functions of ``grad``, ``x`` and ``bias``, open to autograd."""
-    create = grad.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
-    inputs = [x, *([] if bias is None else [bias])]
-    inputs = [one if one.requires_grad else one.detach().requires_grad_() for one in inputs]
-    out = _one_by_one(inputs[0], None if bias is None else inputs[1], activation, address, p)
-    made = torch.autograd.grad(out, inputs, grad, create_graph=create)
+    """Return the gradients; where gradients are on, as functions of all three tensors."""
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views: the graph that x and bias come from, and their hooks, are the caller's to walk.
+        inputs = [
+            one.view_as(one) if create and one.requires_grad else one.detach().requires_grad_()
+            for one in ([x] if bias is None else [x, bias])
+        ]
+        out = _one_by_one(inputs[0], None if bias is None else inputs[1], activation, address, p)
+        made = torch.autograd.grad(out, inputs, grad, create_graph=create)
     return (*made, None) if bias is not None else (*made, None, None)
 
 

@@ -53,7 +53,7 @@ def keep_mask(
     """
     p = _checks.rate_or_data(p, "keep_mask")
     batch_dim = _checks.integer(batch_dim, "batch_dim", "a mask")
-    if not _serves(device, key):
+    if not _serves(device, key) or len(shape) > cpu.MAX_DIMS:
         return masks.keep_mask(
             *(key, p, shape),
             shared_dims=shared_dims,

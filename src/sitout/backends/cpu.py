@@ -53,16 +53,24 @@ _OPS = (
     "noise",
     "mask",
 )
-_OP = {name: number for number, name in enumerate(_OPS)}
-_OP.update(dropout=0, path=0, alpha_slope=0, alpha=1, gaussian=11, path_add=2)
-_LAW: dict[str, Law] = {
+_OP = {name: number for number, name in enumerate(_OPS)}  # as in core.h
+_OP |= {
+    "dropout": _OP["scale"],
+    "path": _OP["scale"],
+    "alpha": _OP["affine"],
+    "alpha_slope": _OP["scale"],
+    "gaussian": _OP["noise"],
+    "path_add": _OP["add"],
+}
+_LAW: dict[str, Law] = {  # of an operation, where it is not dropout
     "path": "path",
     "path_add": "path",
     "alpha": "alpha",
     "alpha_slope": "alpha_slope",
     "gaussian": "gaussian",
 }
-_MAX_DIMS = 16
+MAX_DIMS = 16
+_optional.core()  # loaded with the package, so that a child forked later knows that it is one
 _LO32, _LO64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _CLASSES = (Tensor, torch.nn.Parameter)
 
@@ -139,7 +147,7 @@ def is_plain(x: Tensor) -> bool:
         type(x) in _CLASSES
         and x.dtype in _TYPES
         and _dispatch_keys(x).raw_repr() in _PLAIN
-        and x.dim() <= _MAX_DIMS
+        and x.dim() <= MAX_DIMS
     )
 
 
@@ -161,7 +169,7 @@ def serves(x: Tensor) -> str:
         return ""
     if type(x) not in _CLASSES:
         return f"its type is {type(x).__name__}"
-    if x.dtype not in _TYPES or x.dim() > _MAX_DIMS or x.layout != torch.strided:
+    if x.dtype not in _TYPES or x.dim() > MAX_DIMS or x.layout != torch.strided:
         return f"it is {x.dtype} with {x.dim()} dims in layout {x.layout}"
     return "its values are not in its memory as they are"
 
@@ -348,7 +356,7 @@ class _Job(NamedTuple):
     takes_rows: bool
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _prepare(
     op: str,
     p: float | tuple[int, int],

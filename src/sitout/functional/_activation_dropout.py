@@ -51,7 +51,7 @@ def activation_dropout(
 
     Returns:
         Like ``x``. With "relu" the backward pass needs neither mask nor address: a unit was kept
-        where the result is not 0.
+        where the result is not 0. So the result may not be written into before backward.
 
     Raises:
         TypeError: as :func:`dropout`.

@@ -88,7 +88,8 @@ def quick_address(
     if (
         training
         and key is rows is block is generator is None
-        and shared == ()
+        and type(shared) is tuple
+        and not shared
         and type(batch_dim) is int
         and type(p) is float
         and 0.02 <= p <= 0.98
@@ -157,7 +158,7 @@ def address(
         ValueError: as :func:`drop`.
     """
     key, rows, block, shared, batch_dim, generator = options
-    if shared != ():
+    if type(shared) is not tuple or shared:
         shared = _checks.dims(shared, "shared_dims", owner)
     if block is not None:
         block = _checks.pairs(block, "block", owner)

@@ -20,7 +20,8 @@ class ActivationDropout(Site):
     """Apply an activation and, in training, drop from its result.
 
     It stands for ``torch.nn.Sequential(torch.nn.ReLU(), sitout.nn.Dropout(p))`` and the like, has
-    the same masks, and takes one pass on the CPU.
+    the same masks, and takes one pass on the CPU. With "relu" its result is kept for backward, so
+    the next layer may not write into it (``inplace=True``).
 
     Args:
         activation: "relu", "gelu", "gelu_tanh" or "silu".
