@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # What the kernels ask of a processor, as torch calls it.
-_FEATURES = ["avx2", "f16c", "avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "neon"]
+_FEATURES = ["avx2", "fma3", "f16c", "avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "neon"]
 
 
 class DoctorError(ValueError):
