@@ -23,7 +23,7 @@ FLOORS = {
     0: ["_checks", "_optional", "_version", "masks"],
     1: ["backends"],
     2: ["functional"],
-    3: ["nn", "clock", "_clock_rules", "_ticker"],
+    3: ["nn", "clock", "_clock_rules", "_rates", "_source", "_ticker", "_where"],
     4: ["_replay", "_sites", "_surgery"],
     5: ["_audit", "mc", "parallel", "schedules"],
     6: ["_doctor", "_report", "_study", "data"],
@@ -36,6 +36,7 @@ FLOOR = {unit: floor for floor, units in FLOORS.items() for unit in units}
 NEIGHBOURS = {
     ("clock", "nn"),
     ("_clock_rules", "nn"),
+    ("_rates", "nn"),
     ("_study", "data"),
     ("_study", "_report"),
     ("_report", "_study"),

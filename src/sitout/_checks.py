@@ -146,7 +146,10 @@ def choice(value: str, known: Iterable[str], what: str) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'?"`` where a known name is near, else an empty string."""
-    if not isinstance(name, str):
-        return ""
-    close = get_close_matches(name, list(known), n=1)
+    close = closest(name, known, 1) if isinstance(name, str) else []
     return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def closest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return the known names that are near, the nearest first."""
+    return get_close_matches(name, list(known), n=most)

@@ -1,0 +1,179 @@
+"""Where the drop rates of a model live: which attributes of which modules, and of what kind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from . import nn as sitout_nn
+from ._source import reads
+from .nn._base import Site as Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The first class that fits says the kind; a subclass goes before its base.
+_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
+    (sitout_nn.GaussianDropout, "gaussian"),
+    (sitout_nn.DropPath, "drop_path"),
+    (sitout_nn.DropPathAdd, "drop_path"),
+    (sitout_nn.FeatureAlphaDropout, "feature_alpha"),
+    (sitout_nn.AlphaDropout, "alpha"),
+    (nn.FeatureAlphaDropout, "feature_alpha"),
+    (nn.AlphaDropout, "alpha"),
+    (nn.Dropout1d, "dropout1d"),
+    (nn.Dropout2d, "dropout2d"),
+    (nn.Dropout3d, "dropout3d"),
+    (nn.modules.dropout._DropoutNd, "dropout"),
+    (Layer, "dropout"),
+)
+_NAMED_KINDS = (
+    (re.compile(r"(?i)drop_?path|stochastic_?depth"), "drop_path"),
+    (re.compile(r"(?i)drop_?block"), "drop_block"),
+    (re.compile(r"(?i)layer_?drop"), "layer_drop"),
+    (re.compile(r"(?i)(patch|token)_?drop"), "subset"),
+    (re.compile(r"(?i)alpha_?drop"), "alpha"),
+    (re.compile(r"(?i)gaussian_?drop"), "gaussian"),
+    (re.compile(r"(?i)dropout2d|spatial_?drop"), "dropout2d"),
+    (re.compile(r"(?i)drop"), "dropout"),
+)
+_RATE_ATTRIBUTES = (
+    *("p", "drop_prob", "prob", "dropout_p", "drop_p", "dropout_prob"),
+    *("drop_rate", "dropout_rate", "dropout", "rate"),
+)
+_RATE_NAME = re.compile(r"(?i)^(?!num_|n_|use_|is_).*(drop|sd_prob)")
+
+
+@dataclass(frozen=True, eq=False)
+class Rate:
+    """A place where a drop rate lives: an attribute of a module, or of the module's config.
+
+    Args:
+        name: qualified name of the module, "" for the root.
+        module: that holds it.
+        attribute: ``p``, ``drop_prob``, ``dropout``, ``config.layerdrop``, ...
+        kind: of the dropout that it feeds.
+        is_layer: the module does nothing but drop; else the rate is a float attribute of a module
+            that does more, as in ``MultiheadAttention`` or ``LSTM``.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    kind: str
+    is_layer: bool
+
+    @property
+    def path(self) -> str:
+        """The qualified name of the attribute: ``encoder.layers.0.self_attn.dropout``."""
+        return f"{self.name}.{self.attribute}" if self.name else self.attribute
+
+    @property
+    def p(self) -> Any:
+        """What stands there; not checked."""
+        holder, attribute = self._holder()
+        return getattr(holder, attribute)
+
+    @p.setter
+    def p(self, value: Any) -> None:
+        holder, attribute = self._holder()
+        setattr(holder, attribute, value)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What two names of one place have in common."""
+        holder, attribute = self._holder()
+        return id(holder), attribute
+
+    def _holder(self) -> tuple[Any, str]:
+        *first, attribute = self.attribute.split(".")
+        return (getattr(self.module, first[0]) if first else self.module), attribute
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Return the kind of a module that does nothing but drop; None for every other module.
+
+    Known are the layers of torch and sitout, their subclasses, and by name those of timm,
+    torchvision, Hugging Face and whoever calls them alike: no parameters, no children, "drop" in
+    the name of the class, and a rate.
+    """
+    for known, kind in _KINDS:
+        if isinstance(module, known):
+            return kind
+    if module._modules or module._parameters or rate_attribute(module) is None:
+        return None
+    return next((kind for name, kind in _NAMED_KINDS if name.search(type(module).__name__)), None)
+
+
+def rate_attribute(module: nn.Module) -> str | None:
+    """Return the attribute of a dropout layer that holds its rate."""
+    if isinstance(module, (Layer, nn.modules.dropout._DropoutNd)):
+        return "p"
+    return next((name for name in _RATE_ATTRIBUTES if is_number(vars(module).get(name))), None)
+
+
+def rates(model: nn.Module) -> Iterator[Rate]:
+    """Yield every place of a model where a rate lives, each once, under its first name.
+
+    A float attribute counts where its name speaks of dropout and the forward of its module reads
+    it, or a method that the forward calls.
+    """
+    seen = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        for rate in _rates_of(name, module):
+            if rate.key not in seen:
+                seen.add(rate.key)
+                yield rate
+
+
+def _rates_of(name: str, module: nn.Module) -> Iterator[Rate]:
+    kind = kind_of(module)
+    attribute = rate_attribute(module)
+    if kind is not None and attribute is not None:
+        yield Rate(name, module, attribute, kind, True)
+        return
+    if isinstance(module, nn.MultiheadAttention):
+        yield Rate(name, module, "dropout", "attention", False)
+        return
+    if isinstance(module, nn.RNNBase):
+        yield Rate(name, module, "dropout", "rnn", False)
+        return
+    for path in _rate_paths(type(module)):
+        first, _, last = path.rpartition(".")
+        holder = getattr(module, first, None) if first else module
+        if not isinstance(holder, nn.Module) or not first:
+            value = vars(holder).get(last) if hasattr(holder, "__dict__") else None
+            if is_number(value):
+                yield Rate(name, module, path, _kind_of_name(last), False)
+
+
+@cache
+def _rate_paths(made: Any) -> tuple[str, ...]:
+    """Return ``attention_dropout``, ``config.layerdrop``, ...: what the forward of a class reads."""
+    paths = (path for path in reads(made) if path.count(".") <= 1)
+    return tuple(sorted(path for path in paths if _RATE_NAME.search(path.split(".")[-1])))
+
+
+def _kind_of_name(attribute: str) -> str:
+    if "layer" in attribute and "drop" in attribute:
+        return "layer_drop"
+    if "path" in attribute or "sd_prob" in attribute or "connect" in attribute:
+        return "drop_path"
+    return "attention" if "att" in attribute else "dropout"
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value may be a rate: a real number, no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def compiled(model: nn.Module) -> str | None:
+    """Return the name of the first module that is compiled, "" for the root; None if none is."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            return str(name)
+    return None

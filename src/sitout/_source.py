@@ -1,0 +1,130 @@
+"""What the source of a class says: which attributes its forward reads, which drops it calls."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DROPPING = frozenset(
+    {
+        *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "native_dropout"),
+        *("alpha_dropout", "alpha_dropout_", "feature_dropout", "feature_alpha_dropout"),
+        *("drop_path", "stochastic_depth", "drop_block2d", "drop_block3d"),
+        *("scaled_dot_product_attention", "flash_attn_func", "flash_attn_qkvpacked_func"),
+        *("flash_attn_varlen_func", "dropout_edge", "dropout_node", "dropout_path"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function that drops, in the source of a class.
+
+    Args:
+        function: its name, ``dropout``.
+        file: of the source.
+        line: in the file.
+        text: the call as it stands there.
+    """
+
+    function: str
+    file: str
+    line: int
+    text: str
+
+
+def reads(made: type[nn.Module]) -> frozenset[str]:
+    """Return the attributes of ``self`` that the forward of a class reads, by their paths.
+
+    ``self.dropout`` gives ``dropout``, ``self.config.layerdrop`` gives ``config.layerdrop``. What
+    the methods that it calls read counts too.
+    """
+    return frozenset(_path(node) for _, node in _nodes(made) if isinstance(node, ast.Attribute)) - {
+        ""
+    }
+
+
+def calls(made: type[nn.Module]) -> tuple[Call, ...]:
+    """Return the calls of dropping functions in the forward of a class and its helper methods."""
+    found = []
+    for method, node in _nodes(made):
+        if isinstance(node, ast.Call):
+            target = _resolve(node.func, method.names)
+            name = getattr(target, "__name__", "")
+            if name in DROPPING and not inspect.isclass(target):
+                line = method.line + node.lineno - 1
+                found.append(Call(name, method.file, line, ast.unparse(node)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Method:
+    tree: ast.AST
+    file: str
+    line: int
+    names: dict[str, Any]
+
+
+def _nodes(made: type[nn.Module]) -> Iterator[tuple[_Method, ast.AST]]:
+    """Yield the nodes of the forward and of every method that it reaches over ``self``."""
+    todo, seen = ["forward"], {"forward"}
+    while todo:
+        method = _method(made, todo.pop())
+        if method is None:
+            continue
+        for node in ast.walk(method.tree):
+            yield method, node
+            path = _path(node) if isinstance(node, ast.Attribute) else ""
+            if path and path not in seen and inspect.isroutine(getattr(made, path, None)):
+                seen.add(path)
+                todo.append(path)
+
+
+@cache
+def _method(made: Any, name: str) -> _Method | None:
+    """Return a method with its tree; None if it is torch's own or has no source."""
+    function = inspect.unwrap(getattr(made, name, None))  # type: ignore[arg-type]
+    if not inspect.isfunction(function) or getattr(nn.Module, name, None) is function:
+        return None
+    try:
+        lines, line = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError, TypeError):
+        return None
+    names = vars(sys.modules[function.__module__]) if function.__module__ in sys.modules else {}
+    return _Method(tree, inspect.getsourcefile(function) or "", line, names)
+
+
+def _path(node: ast.AST) -> str:
+    """Return ``a.b`` for the node of ``self.a.b``; "" if it does not start at ``self``."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name) and node.id == "self":
+        return ".".join(reversed(parts))
+    return ""
+
+
+def _resolve(node: ast.AST, names: dict[str, Any]) -> Any:
+    """Return what a dotted name stands for among the globals of its file; None if unknown."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    found = names.get(node.id)
+    for part in reversed(parts):
+        found = getattr(found, part, None)
+    return found
