@@ -153,7 +153,7 @@ def _rates_of(name: str, module: nn.Module) -> Iterator[Rate]:
 
 @cache
 def _rate_paths(made: Any) -> tuple[str, ...]:
-    """Return ``attention_dropout``, ``config.layerdrop``, ...: what the forward of a class reads."""
+    """Return what the forward of a class reads: ``attention_dropout``, ``config.layerdrop``."""
     paths = (path for path in reads(made) if path.count(".") <= 1)
     return tuple(sorted(path for path in paths if _RATE_NAME.search(path.split(".")[-1])))
 
