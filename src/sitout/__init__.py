@@ -5,6 +5,7 @@ them, and ``sitout.study`` measures whether dropout helps a network on given dat
 """
 
 from . import backends, functional, masks, nn, parallel
+from ._sites import Site, sites
 from ._study import Study, StudyError, study
 from ._version import __version__
 from .clock import MaskClock
@@ -13,6 +14,7 @@ from .masks import MaskKey
 __all__ = [
     "MaskClock",
     "MaskKey",
+    "Site",
     "Study",
     "StudyError",
     "__version__",
@@ -21,5 +23,6 @@ __all__ = [
     "masks",
     "nn",
     "parallel",
+    "sites",
     "study",
 ]

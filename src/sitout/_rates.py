@@ -142,7 +142,8 @@ def _rates_of(name: str, module: nn.Module) -> Iterator[Rate]:
     if isinstance(module, nn.RNNBase):
         yield Rate(name, module, "dropout", "rnn", False)
         return
-    for path in _rate_paths(type(module)):
+    made: Any = type(module)
+    for path in _rate_paths(made):
         first, _, last = path.rpartition(".")
         holder = getattr(module, first, None) if first else module
         if not isinstance(holder, nn.Module) or not first:

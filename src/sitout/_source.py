@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -24,6 +24,10 @@ DROPPING = frozenset(
         *("flash_attn_varlen_func", "dropout_edge", "dropout_node", "dropout_path"),
     }
 )
+
+
+# PyG's message passing calls the others by way of generated code.
+_ROOTS = ("forward", "message", "edge_update", "aggregate", "update")
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ class _Method:
 
 def _nodes(made: type[nn.Module]) -> Iterator[tuple[_Method, ast.AST]]:
     """Yield the nodes of the forward and of every method that it reaches over ``self``."""
-    todo, seen = ["forward"], {"forward"}
+    todo, seen = [*_ROOTS], {*_ROOTS}
     while todo:
-        method = _method(made, todo.pop())
+        method = _method(cast("Any", made), todo.pop())
         if method is None:
             continue
         for node in ast.walk(method.tree):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import cast
 
 from torch import nn
 
@@ -33,7 +32,7 @@ def matcher(where: Where, owner: str) -> Callable[[str, nn.Module], bool]:
         if issubclass(where, nn.Module):
             return lambda name, module: isinstance(module, where)
     elif callable(where):
-        return cast("Callable[[str, nn.Module], bool]", where)
+        return where
     elif isinstance(where, Iterable):
         several = [matcher(one, owner) for one in where if one is not None]
         return lambda name, module: any(one(name, module) for one in several)

@@ -1,0 +1,91 @@
+"""The functions of torch that drop: what they are called with."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_sdpa = F.scaled_dot_product_attention
+
+CALLS: dict[Any, str] = {
+    F.dropout: "dropout",
+    F.dropout1d: "dropout1d",
+    F.dropout2d: "dropout2d",
+    F.dropout3d: "dropout3d",
+    F.alpha_dropout: "alpha",
+    F.feature_alpha_dropout: "feature_alpha",
+    torch.dropout: "dropout",
+    torch.dropout_: "dropout",
+    torch.feature_dropout: "dropout2d",
+    torch.feature_dropout_: "dropout2d",
+    torch.alpha_dropout: "alpha",
+    torch.alpha_dropout_: "alpha",
+    torch.feature_alpha_dropout: "feature_alpha",
+    torch.feature_alpha_dropout_: "feature_alpha",
+    torch.native_dropout: "dropout",
+    _sdpa: "attention",
+    F.multi_head_attention_forward: "attention",
+    torch.lstm: "rnn",
+    torch.gru: "rnn",
+    torch.rnn_tanh: "rnn",
+    torch.rnn_relu: "rnn",
+}
+"""The kind of dropout behind each function of torch that drops."""
+
+_PYTHON = {
+    func: list(inspect.signature(func).parameters.values())
+    for func in (
+        *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout),
+        *(F.feature_alpha_dropout, F.multi_head_attention_forward),
+    )
+}
+_RATES = ("p", "dropout_p")
+_ARGUMENTS = frozenset({"dropout_p", "p_dropout", "dropout_prob"})
+_DROPPING: dict[Any, tuple[int, str] | None] = {}
+
+
+def asked(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module
+) -> tuple[Any, bool]:
+    """Return the rate that a function of :data:`CALLS` is called with, and whether it is to drop.
+
+    Args:
+        func: the function.
+        args: its positional arguments.
+        kwargs: its keywords.
+        module: whose code calls it.
+    """
+    if CALLS[func] == "rnn":
+        if isinstance(module, nn.RNNBase):
+            return (module.dropout if module.num_layers > 1 else 0.0), module.training
+        return None, False
+    if func is _sdpa:
+        p = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+        return p, True
+    parameters = _PYTHON.get(func)
+    if parameters is None:  # torch.dropout(input, p, train)
+        p = args[1] if len(args) > 1 else kwargs.get("p")
+        return p, bool(args[2] if len(args) > 2 else kwargs.get("train"))
+    given = dict(zip((parameter.name for parameter in parameters), args, strict=False)) | kwargs
+    values = {one.name: given.get(one.name, one.default) for one in parameters}
+    p = next(values[name] for name in _RATES if name in values)
+    return p, bool(values.get("training", True))
+
+
+def dropping_argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """Return the rate that an op such as a fused attention is called with; None if it has none."""
+    if func not in _DROPPING:
+        schema = getattr(func, "_schema", None)
+        arguments = [] if schema is None else schema.arguments
+        _DROPPING[func] = next(
+            ((i, one.name) for i, one in enumerate(arguments) if one.name in _ARGUMENTS), None
+        )
+    place = _DROPPING[func]
+    if place is None:
+        return None
+    value = args[place[0]] if place[0] < len(args) else kwargs.get(place[1])
+    return float(value) if isinstance(value, (int, float)) else None

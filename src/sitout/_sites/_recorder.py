@@ -1,0 +1,446 @@
+"""Watches the forwards of a model: which module runs, what it calls, and what drops there."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import backends
+from .._rates import is_number, kind_of, rate_attribute
+from ..backends._address import Packed
+from ..backends._op import _OP as DROP
+from ._calls import CALLS, asked, dropping_argument
+from ._draws import Application, Draw, Draws
+from ._stack import call_line, parents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._site import Via
+    from ._snapshot import Snapshot
+
+aten = torch.ops.aten
+_NATIVE = (aten.native_dropout.default, aten._fused_dropout.default)
+_FAST = (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default)
+# Inside of these a function mode would switch torch's fast path off.
+_FAST_MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+@dataclass(eq=False)
+class Place:
+    """What was seen of one site in one forward."""
+
+    key: tuple[object, ...]
+    name: str
+    module: nn.Module
+    via: Via
+    kind: str
+    source: str | None
+    asked: list[float] = field(default_factory=list)
+    shape: tuple[int, ...] | None = None
+    shared_dims: tuple[int, ...] | None = None
+    calls: int = 0
+    bits: int = 0
+    dropped: float = 0.0
+    on: bool = False
+    modes: list[bool] = field(default_factory=list)
+    draws: set[int] = field(default_factory=set)
+    masks: list[bytes] = field(default_factory=list)
+    opaque: bool = False
+    function: str = ""
+
+    @property
+    def p(self) -> float | None:
+        """The rate that was asked for; the largest if the calls differ."""
+        return max(self.asked) if self.asked else None
+
+    def ask(self, p: object) -> None:
+        """Take note of a rate."""
+        if is_number(p):
+            self.asked.append(float(p))  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class _Running:
+    """A module whose forward is running."""
+
+    module: nn.Module
+    name: str
+    place: Place | None = None
+    x: Tensor | None = None
+    off: Any = None
+
+
+class Recorder:
+    """Notes every place that drops while :meth:`watching`.
+
+    Args:
+        model: whose modules give the names.
+        snapshot: that copies what an op is about to write to; None if nothing is to be restored.
+        hash_masks: keep the first bits of each mask.
+
+    Attributes:
+        places: by what tells them apart, in the order in which they first ran.
+        fast: names of the modules that took torch's fast path.
+        listeners: called with (recorder, func, args, kwargs, out) after every op.
+    """
+
+    def __init__(
+        self, model: nn.Module, snapshot: Snapshot | None = None, *, hash_masks: bool = False
+    ) -> None:
+        self.places: dict[tuple[object, ...], Place] = {}
+        self.output: Any = None
+        self.outside: list[str] = []
+        self.fast: set[str] = set()
+        self.listeners: list[Callable[..., None]] = []
+        self.applications: list[Callable[[Place, Application], None]] = []
+        self.stack: list[_Running] = []
+        self._names: dict[int, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            self._names.setdefault(id(module), []).append(plain(name))
+        self._kinds: dict[int, str | None] = {}
+        self._snapshot, self._hash = snapshot, hash_masks
+        self._draws = Draws()
+        self._own = 0  # numbers of the draws of fused ops, downwards
+        self._scope: Place | None = None  # the site that is running: what it calls belongs to it
+        self._thread = threading.get_ident()
+
+    @contextmanager
+    def watching(self) -> Iterator[Recorder]:
+        """Watch what this thread runs inside the block."""
+        with ExitStack() as stack:
+            self._thread = threading.get_ident()
+            hooks = nn.modules.module
+            for handle in (
+                hooks.register_module_forward_pre_hook(self._enter),
+                hooks.register_module_forward_hook(self._leave, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            stack.enter_context(_Functions(self))
+            stack.enter_context(_Ops(self))
+            stack.callback(self._unwind)
+            yield self
+
+    def _unwind(self) -> None:
+        while self.stack:
+            self._close(self.stack.pop())
+        self._scope = None
+
+    # What the hooks see.
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        running = _Running(module, self._name(module))
+        self.stack.append(running)
+        if isinstance(module, _FAST_MODULES) and not module.training:
+            running.off = torch._C.DisableTorchFunction()
+            running.off.__enter__()
+        if self._scope is not None:
+            return
+        if id(module) not in self._kinds:
+            self._kinds[id(module)] = kind_of(module)
+        kind = self._kinds[id(module)]
+        if kind is not None:
+            key = ("module", running.name)
+            place = self._place(key, running.name, module, "module", kind, self.stack[:-1])
+            self._open(place, args)
+            place.ask(getattr(module, rate_attribute(module) or "p", None))
+            running.place, self._scope = place, place
+            running.x = next((arg for arg in args if isinstance(arg, Tensor)), None)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        while self.stack:  # those above it ended in an exception without a call of this hook
+            running = self.stack.pop()
+            self._close(running, out)
+            if running.module is module:
+                return
+
+    def _close(self, running: _Running, out: Any = None) -> None:
+        if running.off is not None:
+            running.off.__exit__(None, None, None)
+        place = running.place
+        if place is None:
+            return
+        self._scope = None
+        if not place.draws and isinstance(out, Tensor) and running.x is not None:
+            _compare(place, running.x, out)
+
+    # What the modes see.
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function of torch's API; a dropping one is a site, unless it belongs to one."""
+        kind = CALLS.get(func)
+        if kind is None or not self.stack:
+            return func(*args, **kwargs)
+        p, training = asked(func, args, kwargs, self.stack[-1].module)
+        place, opened = self._scope, False
+        if place is None:
+            place, opened = self._called(kind, getattr(func, "__name__", kind)), True
+            self._open(place, args)
+            self._scope = place
+            place.ask(p)
+        try:
+            if training and p == 1.0:
+                place.on = True
+            return func(*args, **kwargs)
+        finally:
+            if opened:
+                self._scope = None
+
+    def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op; note what it draws and where random bits meet a tensor."""
+        if self._snapshot is not None:
+            for value in writes(func, args, kwargs):
+                self._snapshot.before_write(value)
+        out = func(*args, **kwargs)
+        if self.stack:
+            out = self._note(func, args, kwargs, out)
+        for listener in self.listeners:
+            listener(self, func, args, kwargs, out)
+        return out
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Note what an op drops; return its result, of a random decision the likelier one.
+
+        So every layer runs that LayerDrop would leave out now and then.
+        """
+        if func is DROP:
+            self._note_own(args)
+        elif func in _NATIVE:
+            if args[2] is not False and args[1]:
+                self._own -= 1
+                draw = Draw(self._own, "bits", args[0].numel(), 1.0 - args[1])
+                share = 1.0 - float(out[1].sum()) / max(out[1].numel(), 1)
+                self._apply(Application(draw, args[0], out[1], args[1], share, out[0], func))
+        elif func in _FAST:
+            self.fast.add(self.stack[-1].name)
+        else:
+            p = dropping_argument(func, args, kwargs)
+            if p:
+                place = self._scope or self._called("attention", func._schema.name.split("::")[1])
+                if self._scope is None:
+                    self._open(place, args)
+                    place.ask(p)
+                place.on = place.opaque = True
+                return out
+            made = self._draws.see(func, args, kwargs, out)
+            if made is not None:
+                self._apply(made)
+                if made.x is None and made.draw.true is not None:
+                    return type(out)(made.draw.true >= 0.5)
+        return out
+
+    def _note_own(self, args: tuple[Any, ...]) -> None:
+        """Note what the op of this package drops: its mask is known from its address."""
+        x, *packed, rate, p, law = args
+        place = self._scope or self._called("dropout", "dropout")
+        if self._scope is None:
+            self._open(place, args)
+            place.ask(p if rate is None else int(rate[1]) / 2 ** int(rate[0]))
+        place.on = True
+        if law == "gaussian":
+            place.kind = "gaussian"
+            return
+        address = Packed(*packed).unpack()
+        mask = backends.keep_mask(
+            *(address.mask_key, p if rate is None else rate, x.shape),
+            shared_dims=address.shared_dims,
+            batch_dim=address.batch_dim,
+            rows=address.rows,
+            block=address.block,
+            device=x.device,
+        )
+        self._own -= 1
+        place.draws.add(self._own)
+        draw = Draw(self._own, "bits", mask.numel())
+        dropped = 1.0 - int(mask.sum()) / max(mask.numel(), 1)
+        self._measure(place, Application(draw, x, mask, None, dropped, None, DROP))
+
+    # Where it belongs.
+
+    def _apply(self, made: Application) -> None:
+        place = self._scope or self._by_hand(made)
+        fresh = made.draw.number not in place.draws
+        if self._scope is None:
+            if fresh:
+                place.calls += 1
+            place.ask(made.p)
+        place.draws.add(made.draw.number)
+        if made.p is None or made.p > 0.0:
+            place.on = True
+        if fresh and made.x is not None:
+            self._measure(place, made)
+        for listener in self.applications:
+            listener(place, made)
+
+    def _by_hand(self, made: Application) -> Place:
+        """Return the place of a mask that no known module or function makes."""
+        running = self.stack[-1]
+        kind = "layer_drop" if made.x is None else "mask" if made.mask is not None else "subset"
+        module = running.module
+        if not module._modules and not module._parameters and made.x is not None:
+            key: tuple[object, ...] = ("module", running.name)
+            place = self._place(key, running.name, module, "module", kind, self.stack[:-1])
+        else:
+            source = call_line(parents(self.stack))
+            key = ("mask", running.name, source)
+            place = self._place(key, running.name, module, "mask", kind, None, source)
+        if kind == "mask" and made.mask is not None and made.x is not None:
+            place.kind = _kind_of_mask(made.x, made.mask)
+        place.modes.append(running.module.training)
+        return place
+
+    def _measure(self, place: Place, made: Application) -> None:
+        x, mask = made.x, made.mask
+        if x is not None:
+            place.shape = tuple(x.shape)
+        if mask is not None and x is not None:
+            place.shared_dims = shared_dims(tuple(x.shape), mask)
+            if made.dropped is not None:
+                place.bits += made.draw.size
+                place.dropped += made.dropped * made.draw.size
+            if self._hash:
+                place.masks.append(bytes((mask.reshape(-1)[:4096] != 0).cpu().numpy()))
+
+    def _called(self, kind: str, function: str) -> Place:
+        """Return the place of a function call in the code of the module that is running."""
+        running = self.stack[-1]
+        module = running.module
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and kind in ("attention", "rnn"):
+            key: tuple[object, ...] = ("module", running.name)
+            place = self._place(key, running.name, module, "attribute", kind, self.stack[:-1])
+        else:
+            source = call_line(parents(self.stack))
+            key = ("call", running.name, function, source)
+            place = self._place(key, running.name, module, "call", kind, None, source)
+        place.function = function
+        return place
+
+    def _place(
+        self,
+        key: tuple[object, ...],
+        name: str,
+        module: nn.Module,
+        via: Via,
+        kind: str,
+        above: list[_Running] | None,
+        source: str | None = None,
+    ) -> Place:
+        place = self.places.get(key)
+        if place is None:
+            if above is not None:
+                source = call_line(parents(above))
+            place = self.places[key] = Place(key, name, module, via, kind, source)
+        return place
+
+    def _open(self, place: Place, args: tuple[Any, ...]) -> None:
+        place.calls += 1
+        place.modes.append(place.module.training)
+        x = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        if x is not None and place.shape is None:
+            place.shape = tuple(x.shape)
+
+    def _name(self, module: nn.Module) -> str:
+        """Return the name of a module; of several the one under the module that runs it."""
+        names = self._names.get(id(module))
+        above = self.stack[-1].name if self.stack else ""
+        if names is None:
+            return f"{above}.<{type(module).__name__}>".removeprefix(".")
+        if len(names) > 1:
+            for running in reversed(self.stack):
+                under = f"{running.name}." if running.name else ""
+                inside = [name for name in names if name.startswith(under)]
+                if inside:
+                    return min(inside, key=len)
+        return names[0]
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self._recorder.function(func, args, kwargs or {})
+
+
+class _Ops(TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self._recorder.op(func, args, kwargs or {})
+
+
+_WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+
+def writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an op writes to, as its schema says."""
+    places = _WRITES.get(func)
+    if places is None:
+        schema = getattr(func, "_schema", None)
+        arguments = schema.arguments if schema is not None and schema.is_mutable else []
+        places = _WRITES[func] = tuple(
+            (index, argument.name)
+            for index, argument in enumerate(arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+    for index, name in places:
+        value = args[index] if index < len(args) else kwargs.get(name)
+        yield from (
+            one
+            for one in (value if isinstance(value, list) else [value])
+            if isinstance(one, Tensor)
+        )
+
+
+def shared_dims(shape: tuple[int, ...], mask: Tensor) -> tuple[int, ...]:
+    """Return the dims of a tensor along which one bit of a mask serves all."""
+    missing = len(shape) - mask.dim()
+    sizes = (1,) * missing + tuple(mask.shape)
+    strides = (0,) * missing + mask.stride()
+    return tuple(
+        dim for dim, size in enumerate(shape) if size > 1 and (sizes[dim] == 1 or strides[dim] == 0)
+    )
+
+
+def _kind_of_mask(x: Tensor, mask: Tensor) -> str:
+    """Return ``drop_path`` for one bit per sample or batch, else ``mask``."""
+    shared = shared_dims(tuple(x.shape), mask)
+    inner = {dim for dim in range(1, x.dim()) if x.shape[dim] > 1}
+    return "drop_path" if inner and inner <= set(shared) else "mask"
+
+
+def _compare(place: Place, x: Tensor, out: Tensor) -> None:
+    """Note what a layer that drew nothing has dropped all the same: it keeps its mask."""
+    if out is x or x.shape != out.shape or x.is_meta or not x.is_floating_point():
+        return
+    with torch.no_grad():
+        zeros = (out == 0) & (x != 0)
+        if bool(zeros.any()):
+            place.on = True
+            place.dropped += int(zeros.sum())
+            place.bits += int((x != 0).sum())
+
+
+def plain(name: str) -> str:
+    """Return a qualified name without what a compiler adds to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")

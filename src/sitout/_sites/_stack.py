@@ -1,0 +1,45 @@
+"""Which line of a module's code is running."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def parents(stack: Sequence[Any]) -> list[nn.Module]:
+    """Return the running modules, the innermost first, without mere containers."""
+    modules = [running.module for running in reversed(stack)]
+    return [module for module in modules if not isinstance(module, _CONTAINERS)]
+
+
+def call_line(modules: list[nn.Module]) -> str | None:
+    """Return ``file.py:12``, the line that the innermost running module is at.
+
+    Args:
+        modules: the running modules, the innermost first.
+    """
+    if not modules:
+        return None
+    owner = modules[0]
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        is_method = code.co_argcount and code.co_varnames[0] == "self" and code not in _PLUMBING
+        if is_method and frame.f_locals.get("self") is owner:
+            return f"{code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+_PLUMBING = {
+    nn.Module._wrapped_call_impl.__code__,
+    nn.Module._call_impl.__code__,
+}
