@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -48,10 +48,22 @@ _ARGUMENTS = frozenset({"dropout_p", "p_dropout", "dropout_prob"})
 _DROPPING: dict[Any, tuple[int, str] | None] = {}
 
 
-def asked(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module
-) -> tuple[Any, bool]:
-    """Return the rate that a function of :data:`CALLS` is called with, and whether it is to drop.
+class Asked(NamedTuple):
+    """What a dropping function is called with.
+
+    Args:
+        p: drop rate; anything, it is not checked.
+        training: whether it is to drop.
+        inplace: whether it is to write into its input.
+    """
+
+    p: Any
+    training: bool
+    inplace: bool = False
+
+
+def asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module) -> Asked:
+    """Return what a function of :data:`CALLS` is called with.
 
     Args:
         func: the function.
@@ -61,19 +73,20 @@ def asked(
     """
     if CALLS[func] == "rnn":
         if isinstance(module, nn.RNNBase):
-            return (module.dropout if module.num_layers > 1 else 0.0), module.training
-        return None, False
+            return Asked(module.dropout if module.num_layers > 1 else 0.0, module.training)
+        return Asked(None, False)
     if func is _sdpa:
         p = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
-        return p, True
+        return Asked(p, True)
     parameters = _PYTHON.get(func)
     if parameters is None:  # torch.dropout(input, p, train)
         p = args[1] if len(args) > 1 else kwargs.get("p")
-        return p, bool(args[2] if len(args) > 2 else kwargs.get("train"))
+        train = bool(args[2] if len(args) > 2 else kwargs.get("train"))
+        return Asked(p, train, func.__name__.endswith("_"))
     given = dict(zip((parameter.name for parameter in parameters), args, strict=False)) | kwargs
     values = {one.name: given.get(one.name, one.default) for one in parameters}
     p = next(values[name] for name in _RATES if name in values)
-    return p, bool(values.get("training", True))
+    return Asked(p, bool(values.get("training", True)), bool(values.get("inplace", False)))
 
 
 def dropping_argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .. import backends
 from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
-from ._calls import CALLS, asked, dropping_argument
+from ._calls import CALLS, Asked, asked, dropping_argument
 from ._draws import Application, Draw, Draws
 from ._stack import call_line, parents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ._site import Via
     from ._snapshot import Snapshot
@@ -53,7 +54,7 @@ class Place:
     modes: list[bool] = field(default_factory=list)
     draws: set[int] = field(default_factory=set)
     masks: list[bytes] = field(default_factory=list)
-    opaque: bool = False
+    wanted: bool = False
     function: str = ""
 
     @property
@@ -78,35 +79,58 @@ class _Running:
     off: Any = None
 
 
+class Listener:
+    """What may follow a forward step by step; does nothing."""
+
+    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Hear of a module that begins to run."""
+
+    def open(self, place: Place, x: Tensor, inplace: bool) -> None:
+        """Hear of a site that begins to drop from ``x``."""
+
+    def op(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Hear of an op that has run."""
+
+    def apply(self, place: Place, made: Application) -> None:
+        """Hear of random bits that met a tensor."""
+
+
 class Recorder:
     """Notes every place that drops while :meth:`watching`.
 
     Args:
         model: whose modules give the names.
         snapshot: that copies what an op is about to write to; None if nothing is to be restored.
-        hash_masks: keep the first bits of each mask.
+        thorough: keep the first bits of each mask, and call a fused kernel that is said to drop
+            a second time to see whether it does.
+        listener: told of every step, for those who follow the data; None for nobody.
 
     Attributes:
         places: by what tells them apart, in the order in which they first ran.
         fast: names of the modules that took torch's fast path.
-        listeners: called with (recorder, func, args, kwargs, out) after every op.
+        output: of the forward, once it has run.
+        outside: modules of random numbers that are not torch's and were drawn from.
     """
 
     def __init__(
-        self, model: nn.Module, snapshot: Snapshot | None = None, *, hash_masks: bool = False
+        self,
+        model: nn.Module,
+        snapshot: Snapshot | None = None,
+        *,
+        thorough: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.places: dict[tuple[object, ...], Place] = {}
         self.output: Any = None
         self.outside: list[str] = []
         self.fast: set[str] = set()
-        self.listeners: list[Callable[..., None]] = []
-        self.applications: list[Callable[[Place, Application], None]] = []
+        self.listener = listener
         self.stack: list[_Running] = []
         self._names: dict[int, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             self._names.setdefault(id(module), []).append(plain(name))
         self._kinds: dict[int, str | None] = {}
-        self._snapshot, self._hash = snapshot, hash_masks
+        self._snapshot, self._hash, self._twice = snapshot, thorough, thorough
         self._draws = Draws()
         self._own = 0  # numbers of the draws of fused ops, downwards
         self._scope: Place | None = None  # the site that is running: what it calls belongs to it
@@ -140,10 +164,15 @@ class Recorder:
             return
         running = _Running(module, self._name(module))
         self.stack.append(running)
+        if self.listener is not None:
+            self.listener.enter(running.name, module, args)
         if isinstance(module, _FAST_MODULES) and not module.training:
             running.off = torch._C.DisableTorchFunction()
             running.off.__enter__()
         if self._scope is not None:
+            return
+        if len(self.stack) == 1 and id(module) not in self._names:  # another model
+            running.place = self._scope = Place((), "", module, "module", "", None)
             return
         if id(module) not in self._kinds:
             self._kinds[id(module)] = kind_of(module)
@@ -151,8 +180,8 @@ class Recorder:
         if kind is not None:
             key = ("module", running.name)
             place = self._place(key, running.name, module, "module", kind, self.stack[:-1])
-            self._open(place, args)
-            place.ask(getattr(module, rate_attribute(module) or "p", None))
+            p = getattr(module, rate_attribute(module) or "p", None)
+            self._open(place, args, Asked(p, module.training, getattr(module, "inplace", False)))
             running.place, self._scope = place, place
             running.x = next((arg for arg in args if isinstance(arg, Tensor)), None)
 
@@ -182,15 +211,14 @@ class Recorder:
         kind = CALLS.get(func)
         if kind is None or not self.stack:
             return func(*args, **kwargs)
-        p, training = asked(func, args, kwargs, self.stack[-1].module)
+        call = asked(func, args, kwargs, self.stack[-1].module)
         place, opened = self._scope, False
         if place is None:
             place, opened = self._called(kind, getattr(func, "__name__", kind)), True
-            self._open(place, args)
+            self._open(place, args, call)
             self._scope = place
-            place.ask(p)
         try:
-            if training and p == 1.0:
+            if call.training and call.p == 1.0:
                 place.on = True
             return func(*args, **kwargs)
         finally:
@@ -201,12 +229,12 @@ class Recorder:
         """Run an op; note what it draws and where random bits meet a tensor."""
         if self._snapshot is not None:
             for value in writes(func, args, kwargs):
-                self._snapshot.before_write(value)
+                self._snapshot.before_write(value, in_forward=bool(self.stack))
         out = func(*args, **kwargs)
         if self.stack:
             out = self._note(func, args, kwargs, out)
-        for listener in self.listeners:
-            listener(self, func, args, kwargs, out)
+        if self.listener is not None:
+            self.listener.op(func, args, out)
         return out
 
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -229,9 +257,10 @@ class Recorder:
             if p:
                 place = self._scope or self._called("attention", func._schema.name.split("::")[1])
                 if self._scope is None:
-                    self._open(place, args)
-                    place.ask(p)
-                place.on = place.opaque = True
+                    self._open(place, args, Asked(p, True))
+                place.on = True
+                if self._twice:
+                    place.on = not _same(out, func(*args, **kwargs))
                 return out
             made = self._draws.see(func, args, kwargs, out)
             if made is not None:
@@ -245,8 +274,8 @@ class Recorder:
         x, *packed, rate, p, law = args
         place = self._scope or self._called("dropout", "dropout")
         if self._scope is None:
-            self._open(place, args)
-            place.ask(p if rate is None else int(rate[1]) / 2 ** int(rate[0]))
+            rate_held = p if rate is None else int(rate[1]) / 2 ** int(rate[0])
+            self._open(place, args, Asked(rate_held, True))
         place.on = True
         if law == "gaussian":
             place.kind = "gaussian"
@@ -280,8 +309,8 @@ class Recorder:
             place.on = True
         if fresh and made.x is not None:
             self._measure(place, made)
-        for listener in self.applications:
-            listener(place, made)
+        if self.listener is not None:
+            self.listener.apply(place, made)
 
     def _by_hand(self, made: Application) -> Place:
         """Return the place of a mask that no known module or function makes."""
@@ -343,12 +372,17 @@ class Recorder:
             place = self.places[key] = Place(key, name, module, via, kind, source)
         return place
 
-    def _open(self, place: Place, args: tuple[Any, ...]) -> None:
+    def _open(self, place: Place, args: tuple[Any, ...], call: Asked) -> None:
         place.calls += 1
+        place.ask(call.p)
         place.modes.append(place.module.training)
         x = next((arg for arg in args if isinstance(arg, Tensor)), None)
         if x is not None and place.shape is None:
             place.shape = tuple(x.shape)
+        if call.training and is_number(call.p) and call.p > 0.0:
+            place.wanted = True
+            if self.listener is not None and x is not None:
+                self.listener.open(place, x, call.inplace)
 
     def _name(self, module: nn.Module) -> str:
         """Return the name of a module; of several the one under the module that runs it."""
@@ -410,6 +444,13 @@ def writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator
             for one in (value if isinstance(value, list) else [value])
             if isinstance(one, Tensor)
         )
+
+
+def _same(one: Any, other: Any) -> bool:
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(
+        torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()
+    )
 
 
 def shared_dims(shape: tuple[int, ...], mask: Tensor) -> tuple[int, ...]:

@@ -26,7 +26,8 @@ class Snapshot:
         model: whose state is kept.
 
     Attributes:
-        written: names of the parameters that were written to, with their old values.
+        written: what was written to by its name, with a copy of its old values.
+        in_forward: the names of those that a forward wrote to, not ``train()`` or ``eval()``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,6 +37,7 @@ class Snapshot:
         self.attributes = [_Attributes(module) for module in self.modules]
         self.buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
         self.written: dict[str, tuple[Tensor, Tensor]] = {}
+        self.in_forward: set[str] = set()
         self._watched: dict[int, list[tuple[str, Tensor]]] = {}
         self._data = [(p, p.data, p.grad) for p in model.parameters()]
         for name, tensor in _tensors_of(model):
@@ -44,12 +46,15 @@ class Snapshot:
                 self._watched.setdefault(storage, []).append((name, tensor))
         self._generators = _generators(self.modules)
 
-    def before_write(self, tensor: Tensor) -> None:
+    def before_write(self, tensor: Tensor, *, in_forward: bool) -> None:
         """Copy what shares memory with a tensor that an op is about to write to."""
         if not self._watched or tensor.layout != torch.strided:
             return
-        for name, held in self._watched.pop(tensor.untyped_storage()._cdata, ()):
-            self.written[name] = (held, held.detach().clone())
+        for name, held in self._watched.get(tensor.untyped_storage()._cdata, ()):
+            if name not in self.written:
+                self.written[name] = (held, held.detach().clone())
+            if in_forward:
+                self.in_forward.add(name)
 
     def restore(self) -> list[str]:
         """Give everything back; return the paths of the attributes that had changed."""
@@ -77,7 +82,8 @@ class Snapshot:
         return [
             name
             for name, (tensor, copy) in self.written.items()
-            if id(tensor) in parameters and not torch.equal(tensor, copy)
+            if name in self.in_forward and id(tensor) in parameters
+            if not torch.equal(tensor, copy)
         ]
 
 
