@@ -1,12 +1,17 @@
-"""Installed model packages that need a hand before they import on a build without their kernels."""
+"""Models of installed packages, small and with random weights; and what their imports need."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 _OPS = ("torchvision::nms", "torchvision::qnms")
+
+Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def has(package: str) -> bool:
@@ -26,3 +31,222 @@ def define_torchvision_ops() -> None:
 
 if has("torchvision"):
     define_torchvision_ops()
+
+
+def package(name: str) -> str:
+    """Return the package that a model of :data:`MODELS` is from: ``timm`` for ``timm-vit``."""
+    return {"hf": "transformers", "pyg": "torch_geometric"}.get(first := name.split("-")[0], first)
+
+
+def build(name: str) -> Built:
+    """Return a model of :data:`MODELS` with its inputs and keywords, the same at each call."""
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    try:
+        return MODELS[name]()
+    finally:
+        torch.set_rng_state(state)
+
+
+# torch
+
+
+def _transformer() -> Built:
+    model = nn.Transformer(16, 2, 2, 2, 32, dropout=0.1, batch_first=True)
+    return model, (torch.randn(2, 6, 16), torch.randn(2, 5, 16)), {}
+
+
+def _encoder(**more: Any) -> Built:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, **more)
+    return nn.TransformerEncoder(layer, 2), (torch.randn(2, 6, 16),), {}
+
+
+def _encoder_slow() -> Built:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (torch.randn(2, 6, 16),), {}
+
+
+def _lstm() -> Built:
+    return nn.LSTM(8, 16, num_layers=2, dropout=0.3, batch_first=True), (torch.randn(4, 5, 8),), {}
+
+
+# timm
+
+
+def _timm(name: str, size: int, **options: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        import timm
+
+        model = timm.create_model(name, num_classes=3, **options)
+        return model, (torch.randn(2, 3, size, size),), {}
+
+    return make
+
+
+_VIT: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "num_heads": 2, "depth": 3}
+_CONVNEXT: dict[str, Any] = {"depths": (1, 2, 1, 1), "dims": (8, 8, 16, 16)}
+_SWIN: dict[str, Any] = {
+    **{"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (2, 2)},
+    "num_heads": (1, 2),
+}
+_MIXER: dict[str, Any] = {"img_size": 64}
+
+
+# transformers
+
+
+def _ids(length: int = 8) -> Tensor:
+    return torch.randint(3, 40, (2, length))
+
+
+def _bert(**more: Any) -> Built:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, **more
+    )  # fmt: skip
+    return BertModel(config), (), {"input_ids": _ids()}
+
+
+def _gpt2() -> Built:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config), (), {"input_ids": _ids()}
+
+
+def _llama(**more: Any) -> Built:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=16, **more
+    )  # fmt: skip
+    return LlamaForCausalLM(config), (), {"input_ids": _ids()}
+
+
+def _t5() -> Built:
+    from transformers import T5Config, T5Model
+
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return T5Model(config), (), {"input_ids": _ids(), "decoder_input_ids": _ids(5)}
+
+
+def _bart(**more: Any) -> Built:
+    from transformers import BartConfig, BartModel
+
+    config = BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        max_position_embeddings=16, **more,
+    )  # fmt: skip
+    return BartModel(config), (), {"input_ids": _ids(), "decoder_input_ids": _ids(5)}
+
+
+def _wav2vec2(**more: Any) -> Built:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config = Wav2Vec2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3), num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, apply_spec_augment=False, **more,
+    )  # fmt: skip
+    return Wav2Vec2Model(config), (torch.randn(2, 400),), {}
+
+
+def _hf_vit(**more: Any) -> Built:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=16, patch_size=4, **more,
+    )  # fmt: skip
+    return ViTModel(config), (torch.randn(2, 3, 16, 16),), {}
+
+
+# torch_geometric
+
+
+def _edges() -> Tensor:
+    return torch.randint(0, 12, (2, 40))
+
+
+def _gnn(name: str, **more: Any) -> Built:
+    from torch_geometric.nn import models
+
+    return getattr(models, name)(8, 16, num_layers=2, **more), (torch.randn(12, 8), _edges()), {}
+
+
+class EdgeDropper(nn.Module):
+    """A graph network that drops edges by torch_geometric's function."""
+
+    def __init__(self) -> None:
+        from torch_geometric.nn import GCNConv
+
+        super().__init__()
+        self.conv = GCNConv(8, 8)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        from torch_geometric.utils import dropout_edge
+
+        edges, _ = dropout_edge(edges, p=0.25, training=self.training)
+        return self.conv(x, edges)
+
+
+def _edge_dropper() -> Built:
+    return EdgeDropper(), (torch.randn(12, 8), _edges()), {}
+
+
+MODELS: dict[str, Callable[[], Built]] = {
+    "torch-transformer": _transformer,
+    "torch-encoder": _encoder,
+    "torch-encoder-norm-first": _encoder_slow,
+    "torch-lstm": _lstm,
+    "timm-vit": _timm("vit_tiny_patch16_224", 32, **_VIT),
+    "timm-vit-drop": _timm(
+        "vit_tiny_patch16_224", 32, **_VIT, drop_rate=0.3, pos_drop_rate=0.05, patch_drop_rate=0.25,
+        proj_drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.2,
+    ),  # fmt: skip
+    "timm-convnext": _timm("convnext_atto", 32, **_CONVNEXT),
+    "timm-convnext-drop": _timm(
+        "convnext_atto", 32, **_CONVNEXT, drop_rate=0.3, drop_path_rate=0.2
+    ),
+    "timm-swin": _timm("swin_tiny_patch4_window7_224", 32, **_SWIN),
+    "timm-swin-drop": _timm(
+        "swin_tiny_patch4_window7_224", 32, **_SWIN, drop_rate=0.3, proj_drop_rate=0.1,
+        attn_drop_rate=0.2, drop_path_rate=0.3,
+    ),  # fmt: skip
+    "timm-efficientnet": _timm("efficientnet_b0", 32),
+    "timm-efficientnet-drop": _timm("efficientnet_b0", 32, drop_rate=0.3, drop_path_rate=0.2),
+    "timm-mixer": _timm("mixer_s32_224", 64, **_MIXER),
+    "timm-mixer-drop": _timm(
+        "mixer_s32_224", 64, **_MIXER, drop_rate=0.3, proj_drop_rate=0.1, drop_path_rate=0.2
+    ),
+    "hf-bert": _bert,
+    "hf-bert-eager": lambda: _bert(attn_implementation="eager"),
+    "hf-gpt2": _gpt2,
+    "hf-llama": _llama,
+    "hf-llama-drop": lambda: _llama(attention_dropout=0.1),
+    "hf-t5": _t5,
+    "hf-bart": lambda: _bart(attention_dropout=0.2, activation_dropout=0.3),
+    "hf-bart-layerdrop": lambda: _bart(encoder_layerdrop=0.2, decoder_layerdrop=0.3),
+    "hf-wav2vec2": _wav2vec2,
+    "hf-wav2vec2-drop": lambda: _wav2vec2(
+        attention_dropout=0.15, activation_dropout=0.25, feat_proj_dropout=0.05, layerdrop=0.3
+    ),
+    "hf-vit": _hf_vit,
+    "hf-vit-drop": lambda: _hf_vit(
+        hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1
+    ),
+    "pyg-gat": lambda: _gnn("GAT", heads=2, dropout=0.4),
+    "pyg-gcn": lambda: _gnn("GCN", dropout=0.4),
+    "pyg-dropout-edge": _edge_dropper,
+}
+"""By name, a function that builds a model, its inputs and its keywords; call it by :func:`build`."""

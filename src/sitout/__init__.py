@@ -5,6 +5,7 @@ them, and ``sitout.study`` measures whether dropout helps a network on given dat
 """
 
 from . import backends, functional, masks, nn, parallel
+from ._audit import Audit, Finding, audit, audit_training
 from ._sites import Site, sites
 from ._study import Study, StudyError, study
 from ._version import __version__
@@ -12,12 +13,16 @@ from .clock import MaskClock
 from .masks import MaskKey
 
 __all__ = [
+    "Audit",
+    "Finding",
     "MaskClock",
     "MaskKey",
     "Site",
     "Study",
     "StudyError",
     "__version__",
+    "audit",
+    "audit_training",
     "backends",
     "functional",
     "masks",

@@ -6,7 +6,7 @@ from ._optional import needs_or_exit
 def main() -> None:
     """Run the command line."""
     try:
-        with needs_or_exit("study", "The command sitout"):
+        with needs_or_exit("cli", "The command sitout"):
             from .cli import app
         app()
     except KeyboardInterrupt:

@@ -36,12 +36,14 @@ class Call:
 
     Args:
         function: its name, ``dropout``.
+        home: the module that the function comes from, ``torch.nn.functional``.
         file: of the source.
         line: in the file.
         text: the call as it stands there.
     """
 
     function: str
+    home: str
     file: str
     line: int
     text: str
@@ -67,7 +69,8 @@ def calls(made: type[nn.Module]) -> tuple[Call, ...]:
             name = getattr(target, "__name__", "")
             if name in DROPPING and not inspect.isclass(target):
                 line = method.line + node.lineno - 1
-                found.append(Call(name, method.file, line, ast.unparse(node)))
+                home = getattr(target, "__module__", None) or ""
+                found.append(Call(name, home, method.file, line, ast.unparse(node)))
     return tuple(found)
 
 

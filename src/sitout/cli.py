@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
-from rich.console import Console
 
-from . import __version__, _report
+from . import __version__, _audit, _checks
+from ._audit._scan import python_files
 from ._doctor import DoctorError
 from ._doctor import doctor as run_doctor
+from ._factory import FactoryError, model_of
+from ._optional import needs_or_exit
 from ._replay import ReplayError
 from ._replay import replay as run_replay
 from ._study import ARMS, Study, StudyError
 from ._study import study as run_study
-from ._study.predict import predict as run_predict
-from ._watch import watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,10 @@ app = typer.Typer(
 )
 
 
+class AuditError(ValueError):
+    """An audit cannot run as asked: one line that says why, and the way out."""
+
+
 @contextmanager
 def _one_line(command: str, debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one line on standard error and exit code 2."""
@@ -42,7 +46,7 @@ def _one_line(command: str, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         typer.echo(str(stopped) or "Stopped.", err=True)
         raise typer.Exit(130) from stopped
-    except (StudyError, ReplayError, DoctorError) as error:
+    except (StudyError, ReplayError, DoctorError, FactoryError, AuditError) as error:
         if debug:
             raise
         typer.echo(f"sitout {command}: {error}", err=True)
@@ -119,27 +123,30 @@ def study(
 
     The same command again resumes a study that was stopped.
     """
-    with _one_line("study", debug), watch(sys.stderr) as watching:
-        found = run_study(
-            data,
-            target=target,
-            task=task,
-            arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
-            repeats=repeats,
-            budget=budget,
-            jobs=_cores() if jobs is None else jobs,
-            out=out,
-            network=net,
-            train_size=train_size,
-            data_dir=data_dir,
-            trials=trials,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            seed=seed,
-            say=watching.say,
-            report=watching.report,
-        )
+    with needs_or_exit("study", "sitout study"), _one_line("study", debug):
+        from ._watch import watch
+
+        with watch(sys.stderr) as watching:
+            found = run_study(
+                data,
+                target=target,
+                task=task,
+                arms=[arm.strip() for arm in arms.split(",") if arm.strip()],
+                repeats=repeats,
+                budget=budget,
+                jobs=_cores() if jobs is None else jobs,
+                out=out,
+                network=net,
+                train_size=train_size,
+                data_dir=data_dir,
+                trials=trials,
+                epochs=epochs,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                seed=seed,
+                say=watching.say,
+                report=watching.report,
+            )
     if json:
         typer.echo(found.to_json())
     else:
@@ -155,10 +162,14 @@ def _cores() -> int:
 
 def _print(found: Study) -> None:
     """Print a finished study: a table on a terminal, plain lines elsewhere."""
+    from ._report import plain, table
+
     if sys.stdout.isatty():
-        Console().print(_report.table(found))
+        from rich.console import Console
+
+        Console().print(table(found))
     else:
-        typer.echo(_report.plain(found))
+        typer.echo(plain(found))
     folder = Path(found.out)
     typer.echo(f"\n{found.verdict}\n{found.verdict_best_other}\n")
     typer.echo(f"Report: {folder / 'report.html'}")
@@ -175,6 +186,8 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Predict new rows with the network that a study trained; CSV goes to standard output."""
+    with needs_or_exit("study", "sitout predict"):
+        from ._study.predict import predict as run_predict
     with _one_line("predict", debug):
         text = run_predict(folder, rows).to_csv(index=False)
         if out is None:
@@ -242,6 +255,86 @@ def doctor(
     if found.wrong:
         typer.echo("sitout doctor: the core differs from the reference.", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="Files and folders of source, which is read and not run; or one "
+            "package.module:factory that returns a model, or a model and its inputs.",
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of an input of the model: 2,3,224,224. Repeatable."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look for mistakes with dropout in source code, or in a model."""
+    with _one_line("audit", debug):
+        found = _audit_of(targets, inputs or [])
+    typer.echo(found.to_json() if json else str(found))
+    if found.errors:
+        raise typer.Exit(1)
+
+
+def _audit_of(targets: list[str], inputs: list[str]) -> _audit.Audit:
+    strays = [target for target in targets if not Path(target).exists()]
+    if not strays:
+        if inputs:
+            raise AuditError(
+                f"--input goes with package.module:factory. Got {targets[0]!r}, which is source."
+            )
+        return _audit_of_source(targets)
+    if any(not all(target.partition(":")) for target in strays):
+        rule = "a file, a folder, or package.module:factory"
+        raise AuditError(
+            _checks.message("What to audit", rule, strays[0], "There is no such path.")
+        )
+    if len(targets) > 1:
+        raise AuditError("One package.module:factory is audited at a time, and without paths.")
+    return _audit_of_model(strays[0], [_shape(one) for one in inputs])
+
+
+def _audit_of_source(paths: list[str]) -> _audit.Audit:
+    if not python_files(paths):
+        typer.echo(f"sitout audit: there is no .py file in {', '.join(paths)}.", err=True)
+    try:
+        return _audit.scan(paths)
+    except OSError as error:
+        raise AuditError(f"Cannot read {error.filename}: {error.strerror}.") from error
+
+
+def _audit_of_model(target: str, shapes: list[list[int]]) -> _audit.Audit:
+    model, args, kwargs = model_of(target, shapes)
+    if not args and not kwargs:
+        typer.echo(
+            "sitout audit: without inputs only the rules that need no forward are applied. Give "
+            "--input 2,3,224,224, or return (model, inputs) from the factory.",
+            err=True,
+        )
+    try:
+        return _audit.audit(model, *args, **kwargs)
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise AuditError(
+            f"The model of {target!r} must run on its inputs. It raised "
+            f"{type(error).__name__}: {line}"
+        ) from error
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        shape = [int(part) for part in text.split(",")]
+    except ValueError:
+        shape = [-1]
+    if min(shape) < 0:
+        raise AuditError(_checks.message("--input", "a shape such as 2,3,224,224", text))
+    return shape
 
 
 def _ints(text: str, option: str) -> list[int]:

@@ -331,10 +331,12 @@ class Recorder:
 
     def _measure(self, place: Place, made: Application) -> None:
         x, mask = made.x, made.mask
-        if x is not None:
+        if x is not None and (place.shape is None or place.kind in ("attention", "rnn")):
             place.shape = tuple(x.shape)
         if mask is not None and x is not None:
-            place.shared_dims = shared_dims(tuple(x.shape), mask)
+            added = x.dim() - len(place.shape or x.shape)  # dims that the function puts in front
+            shared = shared_dims(tuple(x.shape), mask)
+            place.shared_dims = tuple(dim - added for dim in shared if dim >= added)
             if made.dropped is not None:
                 place.bits += made.draw.size
                 place.dropped += made.dropped * made.draw.size

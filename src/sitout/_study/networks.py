@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import re
-import sys
 from collections import OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import nn
+from .. import _factory, nn
 from .errors import StudyError
 
 if TYPE_CHECKING:
@@ -71,24 +68,10 @@ def factory(network: str) -> Factory:
             "The network (--net) must be mlp:WIDTHxLAYERS or package.module:factory. "
             f"Got {network!r}. For example: mlp:1024x2"
         )
-    return _imported(module, name)
-
-
-def _imported(module: str, name: str) -> Factory:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise StudyError(
-            f"The network's module {module!r} (--net) must be importable from this folder. "
-            f"Importing it raised {type(error).__name__}: {error}"
-        ) from error
-    built = getattr(found, name, None)
-    if not callable(built):
-        raise StudyError(f"The network (--net) must name a callable in {module!r}. Got {name!r}.")
-    return built  # type: ignore[no-any-return]
+        return _factory.named(network, "network (--net)")
+    except _factory.FactoryError as error:
+        raise StudyError(str(error)) from error
 
 
 def build(make: Factory, shape: tuple[int, ...], outputs: int) -> torch.nn.Module:

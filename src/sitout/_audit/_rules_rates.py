@@ -1,0 +1,125 @@
+"""Rules on rates: what was asked for, and what holds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .._rates import is_number
+from .._sites._recorder import Place, plain
+from .._sites._site import wilson
+from ._rule import Hit, at, rate, rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._evidence import Evidence
+
+_SURE = 5.0  # standard deviations: one false alarm in two million sites
+_BLOCKS = 20  # fewer say little about a rate
+_UNSCALED = ("alpha", "feature_alpha", "gaussian", "subset", "drop_block", "layer_drop", "rnn")
+
+
+@rule("A6", "rnn-dropout-in-one-layer", "warning")
+def rnn_in_one_layer(evidence: Evidence) -> Iterator[Hit]:
+    """Dropout between the layers of a recurrent network that has one."""
+    for one in evidence.rates:
+        module = one.module
+        if isinstance(module, nn.RNNBase) and module.num_layers == 1 and module.dropout > 0:
+            yield Hit(
+                plain(one.name),
+                f"dropout={module.dropout:.4g} acts between layers, and this "
+                f"{type(module).__name__} has one.",
+                "Put a dropout layer behind it, or use num_layers=2.",
+            )
+
+
+@rule("A22", "rate-out-of-range", "error")
+def rate_out_of_range(evidence: Evidence) -> Iterator[Hit]:
+    """A rate that is none, or that looks like a keep probability."""
+    for one in evidence.rates:
+        name, p = plain(one.name), one.p
+        if not is_number(p) or not 0.0 <= p <= 1.0:  # NaN is in no interval
+            message = f"{plain(one.path)} must be a number in [0, 1]. It is {p!r}."
+            yield Hit(name, message, "Give the fraction to drop.")
+        elif p == 1.0:
+            message = f"{plain(one.path)} is 1: nothing is left."
+            yield Hit(name, message, "Give the fraction to drop.", severity="warning")
+        elif p > 0.7:
+            message = f"{plain(one.path)} is {p:.4g}: is it the fraction to keep?"
+            fix = f"p is the fraction to drop; to keep {p:.4g} give {1.0 - p:.4g}."
+            yield Hit(name, message, fix, severity="note")
+
+
+@rule("A23", "rate-does-not-hold", "error")
+def rate_does_not_hold(evidence: Evidence) -> Iterator[Hit]:
+    """A rate that is asked for and not found in what was dropped."""
+    runs = evidence.runs
+    for place in runs.train.places.values() if runs else ():
+        site = runs.site_of(place) if runs else None
+        problem = doubt(place)
+        if site is not None and problem:
+            yield at(site, problem, "Use another implementation or backend; see sitout.replace.")
+
+
+def doubt(place: Place) -> str:
+    """Return what speaks against the rate of a place; "" if nothing does."""
+    if place.wanted and not place.on:
+        return f"{rate(place.p)} is asked for in training, and nothing drops."
+    if place.kind in ("subset", "drop_block", "layer_drop", "gaussian") or not place.bits:
+        return ""
+    if place.p is None or len(set(place.asked)) != 1 or not place.on:
+        return ""
+    dropped = round(place.dropped)
+    low, high = wilson(dropped, place.bits, _SURE)
+    if low - 1e-4 <= place.p <= high + 1e-4:
+        return ""
+    return f"{rate(place.p)} is asked for, but {dropped / place.bits:.4g} of {place.bits} drop."
+
+
+@rule("A25", "not-scaled", "warning")
+def not_scaled(evidence: Evidence) -> Iterator[Hit]:
+    """A mask that does not make up for what it drops."""
+    runs = evidence.runs
+    for place, factor in runs.flow.factors.items() if runs else ():
+        site = runs.site_of(place) if runs else None
+        p = place.p
+        if site is None or p is None or not 0.02 <= p < 1.0 or place.kind in _UNSCALED:
+            continue
+        if getattr(place.module, "scale_by_keep", True) is False:
+            continue
+        scaled_later = any(
+            name == place.name and math.isclose(number, 1.0 - p, rel_tol=0.01)
+            for name, number in (runs.scalings if runs else ())
+        )
+        if not math.isclose(factor * (1.0 - p), 1.0, rel_tol=0.02) and not scaled_later:
+            yield at(
+                site,
+                f"What {rate(p)} keeps is multiplied by {factor:.4g} instead of "
+                f"{1.0 / (1.0 - p):.4g}: the mean in training is not that in evaluation.",
+                "Divide by 1 - p in training, or use sitout.nn.Dropout.",
+            )
+
+
+@rule("A30", "dropblock-does-not-fit", "error")
+def dropblock_does_not_fit(evidence: Evidence) -> Iterator[Hit]:
+    """Blocks that do not fit the feature map, or overlap so that the rate does not hold."""
+    runs = evidence.runs
+    for place in runs.train.places.values() if runs else ():
+        size = getattr(place.module, "block_size", None)
+        site = runs.site_of(place) if runs else None
+        if place.kind != "drop_block" or not isinstance(size, int) or not place.shape or not site:
+            continue
+        height, width = place.shape[-2:]
+        if size > min(height, width):
+            message = f"A block of {size} does not fit into {height} x {width}."
+            yield at(site, message, "Take a smaller block_size, or leave DropBlock out here.")
+            continue
+        share, p = place.dropped / max(place.bits, 1), place.p or 0.0
+        blocks = share * place.bits / size**2
+        if blocks >= _BLOCKS and not p / 1.5 <= share <= p * 1.5:
+            message = f"{rate(p)} is asked for, but {share:.4g} of {height} x {width} drop."
+            fix = "Take a smaller block_size, or a rate that gives what you mean."
+            yield at(site, message, fix, "warning")

@@ -1,0 +1,215 @@
+"""Function modes: what torch's dropping functions do while a model is in its forward."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode
+
+from .. import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch.utils.hooks import RemovableHandle
+
+    from .._source import Call
+
+
+class _Mode(TorchFunctionMode):
+    """A mode that belongs to a forward of its owner."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+class Zero(_Mode):
+    """Calls of dropping functions get a rate of 0."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RATE_AT:
+            args, kwargs = _without_rate(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class Ours(_Mode):
+    """Calls of torch's dropout functions go to those of sitout."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(owner)
+        self.checkpoint = self.grad = None
+        if not torch.compiler.is_compiling():
+            self.checkpoint, self.grad = _checkpoint(), torch.is_grad_enabled()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _OURS or self._is_repeated(func):
+            return func(*args, **kwargs)
+        return _drop(func, args, kwargs)
+
+    def _is_repeated(self, func: Any) -> bool:
+        """Return whether backward repeats this call, outside of the forward and so of this mode."""
+        if torch.compiler.is_compiling():
+            return False
+        checkpoint = _checkpoint()
+        # A reentrant checkpoint runs its function without gradients.
+        if (checkpoint is None or checkpoint is self.checkpoint) and (
+            torch.is_grad_enabled() or not self.grad
+        ):
+            return False
+        warnings.warn(
+            f"{func.__name__} in an activation checkpoint or under no_grad, within the forward of "
+            "a model, stays torch's own: backward would repeat it with another mask. Use a layer "
+            "of sitout.nn there, or checkpoint the whole model.",
+            stacklevel=4,
+        )
+        return True
+
+
+def _checkpoint() -> Any:
+    """Return the hook of the activation checkpoint that is in force; None without one."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    is_one = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    return hooks[0] if hooks is not None and is_one else None
+
+
+def enter_zero(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook: nothing drops from here on."""
+    Zero(module).__enter__()  # type: ignore[no-untyped-call]
+
+
+def enter_ours(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook: in training sitout drops from here on.
+
+    Not in evaluation, for a mode keeps torch's transformers from their fast path.
+    """
+    if module.training:
+        Ours(module).__enter__()  # type: ignore[no-untyped-call]
+
+
+def leave(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook, also after an exception."""
+    mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
+    if isinstance(mode, _Mode) and mode.owner is module:
+        _pop_mode()  # type: ignore[no-untyped-call]
+
+
+def install(
+    module: nn.Module, enter: Callable[[nn.Module, Any], None]
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """Hook a mode to the forward of a module. The hooks are functions, so a copy has them too."""
+    return (
+        module.register_forward_pre_hook(enter, prepend=True),
+        module.register_forward_hook(leave, always_call=True),
+    )
+
+
+def remove(handles: Iterable[RemovableHandle]) -> None:
+    """Take the hooks of :func:`install` away."""
+    for handle in handles:
+        handle.remove()
+
+
+def unwind(depth: int, module: nn.Module) -> None:
+    """Leave what a forward that was interrupted (Ctrl-C runs no hooks) has left behind."""
+    while torch._C._len_torch_function_stack() > depth:
+        before = torch._C._len_torch_function_stack()
+        leave(module, (), None)
+        if torch._C._len_torch_function_stack() == before:
+            return
+
+
+# Where the rate stands among the arguments, and its name.
+_RATE_AT: dict[Any, tuple[int, str]] = {
+    F.scaled_dot_product_attention: (4, "dropout_p"),
+    F.multi_head_attention_forward: (10, "dropout_p"),
+    torch.ops.sitout.drop.default: (8, "p"),
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), (5, "dropout")),
+    **dict.fromkeys(
+        (
+            *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+            *(F.alpha_dropout, F.feature_alpha_dropout),
+            *(torch.dropout, torch.dropout_, torch.native_dropout),
+            *(torch.feature_dropout, torch.feature_dropout_),
+            *(torch.alpha_dropout, torch.alpha_dropout_),
+            *(torch.feature_alpha_dropout, torch.feature_alpha_dropout_),
+            *(torch.ops.aten.dropout.default, torch.ops.aten.native_dropout.default),
+        ),
+        (1, "p"),
+    ),
+}
+
+
+def _without_rate(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with 0 in the place of its rate."""
+    at, name = _RATE_AT[func]
+    if func is torch.ops.sitout.drop.default:
+        args = (*args[:7], None, *args[8:])  # a rate as data goes before p
+    elif name == "dropout" and not isinstance(args[3], bool):
+        at += 1  # a packed sequence brings its batch sizes
+    if len(args) > at:
+        return (*args[:at], 0.0, *args[at + 1 :]), kwargs
+    return args, {**kwargs, name: 0.0}
+
+
+# Ours for theirs, by the number of dims where they are told apart by it; what training is where
+# the call does not say; and whether it works in place.
+_1D, _2D, _3D = functional.dropout1d, functional.dropout2d, functional.dropout3d
+_BY_RANK = {3: _1D, 4: _2D, 5: _3D}
+_OURS: dict[Any, tuple[Any, bool, bool]] = {
+    F.dropout: (functional.dropout, True, False),
+    F.dropout1d: ({2: _1D, 3: _1D}, True, False),
+    F.dropout2d: ({4: _2D}, True, False),
+    F.dropout3d: ({4: _3D, 5: _3D}, True, False),
+    F.alpha_dropout: (functional.alpha_dropout, False, False),
+    F.feature_alpha_dropout: (functional.feature_alpha_dropout, False, False),
+    torch.dropout: (functional.dropout, True, False),
+    torch.dropout_: (functional.dropout, True, True),
+    torch.feature_dropout: (_BY_RANK, True, False),
+    torch.feature_dropout_: (_BY_RANK, True, True),
+    torch.alpha_dropout: (functional.alpha_dropout, True, False),
+    torch.alpha_dropout_: (functional.alpha_dropout, True, True),
+    torch.feature_alpha_dropout: (functional.feature_alpha_dropout, True, False),
+    torch.feature_alpha_dropout_: (functional.feature_alpha_dropout, True, True),
+}
+_NAMES = {function.__name__ for function in _OURS}
+
+
+def reaches(call: Call) -> bool:
+    """Return whether a call in the source goes to ours."""
+    return call.function in _NAMES and call.home.split(".")[0] == "torch"
+
+
+def _drop(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do what a function of torch does with ours; ranks that ours refuses stay with torch."""
+    ours, trains, writes = _OURS[func]
+    x, p, training, inplace = _arguments(*args, **kwargs)
+    if isinstance(ours, dict):
+        ours = ours.get(x.dim())
+    if ours is None:
+        return func(*args, **kwargs)
+    return ours(x, p, trains if training is None else training, inplace or writes)
+
+
+def _arguments(
+    input: Tensor,  # noqa: A002
+    p: float = 0.5,
+    training: bool | None = None,
+    inplace: bool = False,
+    *,
+    train: bool | None = None,
+) -> tuple[Tensor, float, bool | None, bool]:
+    """Take the arguments of ``F.dropout`` or ``torch.dropout``, by place or by name."""
+    return input, p, training if train is None else train, inplace

@@ -1,0 +1,146 @@
+"""replace: the dropout layers of a model become those of sitout."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .. import _checks
+from .._rates import kind_of
+from ..nn._base import Site as Layer
+from . import _modes, _unreached
+from ._change import Change, Edit, check_model
+from ._counterpart import counterpart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def replace(model: nn.Module, *, functional: bool = False) -> Change:
+    """Put a layer of sitout in the place of each dropout layer of a model.
+
+    It serves the six dropout layers of torch, ``DropPath`` of timm, ``StochasticDepth`` of
+    torchvision and the ``...DropPath`` classes of Hugging Face. Rate, mode, ``inplace``, hooks and
+    attributes go with the place, a shared layer stays shared, and parameters are not touched: the
+    ``state_dict`` and the outputs in evaluation are the same to the bit.
+
+    ``Change.unreached`` lists what drops elsewhere: float attributes that a kernel of torch reads,
+    function calls that the source of a forward shows, layers with a forward of their own.
+
+    Args:
+        model: any module. If it is a dropout layer itself, ``Change.model`` is the new one.
+        functional: send the calls of ``F.dropout``, ``F.dropout1d``, ``torch.dropout`` and the like
+            to ``sitout.functional`` too, in this process, while the model runs its forward in
+            training mode. ``scaled_dot_product_attention`` and the recurrent kernels drop by
+            themselves and stay.
+
+    Returns:
+        What was changed, with its ``undo``.
+
+    Raises:
+        TypeError: ``model`` is no module, or a rate no number.
+        ValueError: there is nothing to replace, or a rate is not in [0, 1].
+        RuntimeError: :func:`sitout.disabled` is in force.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+        >>> with sitout.replace(model) as change:
+        ...     model[1], change.sites
+        (Dropout(p=0.5, inplace=False), ['1'])
+        >>> type(model[1]) is torch.nn.Dropout
+        True
+
+    Differs:
+        A layer of sitout refuses what torch's takes with a warning or by mistake:
+        ``Dropout2d`` on three dims.
+    """
+    check_model(model, "replace")
+    _checks.flag(functional, "functional", "replace")
+    if functional and isinstance(model, torch.jit.ScriptModule):
+        what, rule = "`model` of replace with functional=True", "not scripted"
+        way_out = "Compiled TorchScript calls no Python: replace before torch.jit.script."
+        raise TypeError(_checks.message(what, rule, type(model).__name__, way_out))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, Layer] = {}
+    for name, module in modules.items():
+        if id(module) not in made and not isinstance(module, Layer) and not _is_held(modules, name):
+            new = counterpart(module, name)
+            made.update({} if new is None else {id(module): new})
+    called, unreached = _survey(model, set(made), functional)
+    sites = [name for name, module in modules.items() if id(module) in made]
+    if not sites and not called:
+        raise _nothing(model, unreached)
+    edits = _swap(modules, made)
+    if functional:
+        handles = _modes.install(model, _modes.enter_ours)
+        edits.append(Edit("the hooks of the model", (), partial(_modes.remove, handles)))
+    return Change("replace", made.get(id(model), model), sites + called, unreached, edits, model)
+
+
+def _is_held(modules: dict[str, nn.Module], name: str) -> bool:
+    """Return whether a layer was compiled by itself: its wrapper would go on calling the old."""
+    parent, _, last = name.rpartition(".")
+    return last == "_orig_mod" and hasattr(modules[parent], "_torchdynamo_orig_callable")
+
+
+def _survey(model: nn.Module, known: set[int], functional: bool) -> tuple[list[str], list[str]]:
+    """Return the calls that go to ours, and a line for each thing that stays as it is."""
+    called: dict[str, None] = {}
+    left: list[tuple[str, str]] = []
+    done = set(known)
+    for name, module in model.named_modules():
+        if id(module) in known or isinstance(module, (Layer, torch.jit.ScriptModule)):
+            continue
+        calls = _unreached.dropping_calls(module)
+        mine = [call for call in calls if functional and _modes.reaches(call)]
+        called.update(dict.fromkeys(_unreached.line_of(call, module) for call in mine))
+        if calls and mine == calls:
+            done.add(id(module))
+        elif not kind_of(module):
+            others = (call for call in calls if call not in mine)
+            left += [(_unreached.line_of(call, module), name) for call in others]
+    left += _unreached.other_layers(model, done)
+    left += _unreached.floats(model)
+    left += _unreached.borrowed(model, known)
+    return list(called), _unreached.grouped(left)
+
+
+def _nothing(model: nn.Module, unreached: list[str]) -> ValueError:
+    seen = "; ".join(unreached[:3]) + ("; ..." if unreached[3:] else "")
+    way_out = f"It drops where replace does not reach: {seen}." if seen else "Nothing drops in it."
+    rule = "one with a dropout layer of torch, timm, torchvision or Hugging Face"
+    return ValueError(_checks.message("`model` of replace", rule, type(model).__name__, way_out))
+
+
+def _swap(modules: dict[str, nn.Module], made: dict[int, Layer]) -> list[Edit]:
+    """Hang the new layers in the places of the old ones."""
+    edits, seen = [], set()
+    for name, old in modules.items():
+        new = made.get(id(old))
+        if new is None:
+            continue
+        if id(old) not in seen:
+            seen.add(id(old))
+            edits.append(Edit(name, ((id(old), None), (id(new), None)), _mode_giver(new, old)))
+        if name:
+            parent, _, last = name.rpartition(".")
+            edits.append(_hang(modules[parent], last, name, new))
+    return edits
+
+
+def _mode_giver(new: nn.Module, old: nn.Module) -> Callable[[], None]:
+    return lambda: setattr(old, "training", new.training)
+
+
+def _hang(parent: nn.Module, child: str, name: str, new: nn.Module) -> Edit:
+    """Put a module in the place of a child, which keeps its place in the order."""
+    old = parent._modules[child]
+    parent._modules[child] = new
+
+    def back() -> None:
+        parent._modules[child] = old
+
+    return Edit(name, ((id(parent), child),), back, lambda: parent._modules.get(child) is new)
