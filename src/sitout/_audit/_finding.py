@@ -154,6 +154,7 @@ def _paragraph(group: list[Finding]) -> str:
     lines = [f"{first.severity} {first.rule} {first.title}: {first.message}", f"  {places[0]}"]
     if places[1:]:
         more = f"and {_counted(len(places) - 1, 'more place')}: {', '.join(places[1:])}"
-        indent = {"initial_indent": "  ", "subsequent_indent": "  "}
-        lines += wrap(more, 100, **indent, break_long_words=False, break_on_hyphens=False)
+        lines += (
+            f"  {line}" for line in wrap(more, 98, break_long_words=False, break_on_hyphens=False)
+        )
     return "\n".join([*lines, f"  Fix: {first.fix}", f"  See: {first.link}"])

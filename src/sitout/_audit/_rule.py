@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._sites._site import short
 from ._finding import Finding, Severity
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def rule(
 
 def at(site: Site, message: str, fix: str, severity: Severity | None = None) -> Hit:
     """Return a hit at a site of the probe."""
-    return Hit(site.name, message, fix, site.source, severity)
+    return Hit(site.name, message, fix, short(site.source) or None, severity)
 
 
 def rate(p: float | None) -> str:

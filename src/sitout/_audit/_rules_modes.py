@@ -56,7 +56,7 @@ def never_active(evidence: Evidence) -> Iterator[Hit]:
             fix = "Pass training=self.training, and let train() reach the module."
             yield at(site, message, fix)
         elif site.note == "did not run":
-            message = f"{rate(site.p)} is configured, but nothing ran it on these inputs."
+            message = "It has a rate above 0, but nothing ran it on these inputs."
             fix = "If that is not meant, see whether forward calls it."
             yield at(site, message, fix, "note")
 

@@ -88,6 +88,8 @@ def not_scaled(evidence: Evidence) -> Iterator[Hit]:
         p = place.p
         if site is None or p is None or not 0.02 <= p < 1.0 or place.kind in _UNSCALED:
             continue
+        if doubt(place):
+            continue  # another rule
         if getattr(place.module, "scale_by_keep", True) is False:
             continue
         scaled_later = any(

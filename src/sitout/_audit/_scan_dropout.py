@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ._scan_gate import is_gated, state
 from ._scan_known import ATTENTION, DROPS, LAYERS, last_parts
-from ._scan_source import Function, Mistake, Source, argument, hides_arguments, inside, parameters
+from ._scan_source import Mistake, Source
+from ._scan_tree import Function, argument, hides_arguments, inside, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def _severity(source: Source, call: ast.Call, rate: ast.expr | None) -> Severity
 def _turned_off(source: Source, function: Function, parameter: str) -> Iterator[bool]:
     """Yield of each call of a function in the file whether evaluation turns its argument off."""
     names = [name for name in parameters(function) if name != "self"]
-    for use in source.uses.get(function.name, []):
+    for use in source.callers(function):
         call = source.parents[use]
         if isinstance(call, ast.Call) and call.func is use:
             given = argument(call, names.index(parameter), parameter)
@@ -80,7 +81,7 @@ def in_module(source: Source, node: ast.AST, depth: int = 3) -> bool:
     if cls is not None:
         return source.is_module(cls)
     function = source.function_of(node)
-    uses = source.uses.get(function.name, []) if function else []
+    uses = source.callers(function) if function else []
     return bool(uses and depth) and all(in_module(source, use, depth - 1) for use in uses)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal
 
-from ._scan_source import Function, Source, methods, parameters
+from ._scan_source import Source
+from ._scan_tree import Function, is_own, methods, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,11 +82,6 @@ def assigned(source: Source, attribute: ast.Attribute) -> list[tuple[ast.expr, a
     return found
 
 
-def is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
-    """Return whether a node is ``self.x``."""
-    return isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
-
-
 def is_gated(source: Source, node: ast.AST, depth: int = _DEPTH) -> bool:
     """Return whether a call runs only where the mode allows it.
 
@@ -105,7 +101,7 @@ def is_gated(source: Source, node: ast.AST, depth: int = _DEPTH) -> bool:
 def _is_called_gated(source: Source, function: Function, depth: int) -> bool:
     if not depth or function.name.startswith("__") or function.name == "forward":
         return False
-    uses = source.uses.get(function.name, [])
+    uses = source.callers(function)
     return bool(uses) and all(is_gated(source, use, depth - 1) for use in uses)
 
 
@@ -124,7 +120,7 @@ def _opens(source: Source, child: ast.AST, parent: ast.AST, depth: int) -> bool:
         body = parent.body if isinstance(parent.body, list) else [parent.body]
         return child in body or not _is_a_part(parent.test)
     if isinstance(parent, ast.BoolOp) and child in parent.values:
-        before = parent.values[: parent.values.index(child)]  # type: ignore[arg-type]
+        before = parent.values[: parent.values.index(child)]
         return any(asks_mode(source, value, depth) for value in before)
     return False
 
@@ -149,8 +145,7 @@ def _leaves(source: Source, statement: ast.stmt, depth: int) -> bool:
 
 def _is_a_part(test: ast.expr) -> bool:
     """Return whether a test is ``something and self.training``: its else says nothing."""
-    negated = any(isinstance(node, (ast.Not, ast.Eq)) for node in ast.walk(test))
-    return isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) and not negated
+    return isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And)
 
 
 def state(source: Source, rate: ast.expr, depth: int = _DEPTH) -> State:

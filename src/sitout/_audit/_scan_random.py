@@ -6,7 +6,8 @@ import ast
 import re
 from typing import TYPE_CHECKING
 
-from ._scan_source import Function, Mistake, Source, argument, inside, methods
+from ._scan_source import Mistake, Source
+from ._scan_tree import Function, argument, inside, methods
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +96,8 @@ def _is_compared(source: Source, node: ast.expr) -> bool:
 def floor_of_keep_plus_rand(source: Source) -> Iterator[Mistake]:
     """Find masks made by flooring, in the dtype of the input, a keep rate plus noise."""
     for call in source.nodes:
+        if not isinstance(call, ast.Call):
+            continue
         floored = _floored(source, call)
         if floored is not None and _is_keep_plus_rand(source, floored):
             message = (
@@ -105,11 +108,9 @@ def floor_of_keep_plus_rand(source: Source) -> Iterator[Mistake]:
             yield Mistake(call, "note", message, fix)
 
 
-def _floored(source: Source, call: ast.AST) -> ast.expr | None:
+def _floored(source: Source, call: ast.Call) -> ast.expr | None:
     """Return what a call floors: ``x`` of ``torch.floor(x)``, ``x.floor()`` or ``x.floor_()``."""
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
-        return None
-    if call.func.attr not in ("floor", "floor_"):
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("floor", "floor_"):
         return None
     if source.resolve(call.func.value) == "torch":
         return call.args[0] if call.args else None

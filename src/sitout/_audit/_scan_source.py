@@ -6,23 +6,15 @@ import ast
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._scan_tree import Bound, Function, Scope, bindings, is_own, methods, parameters
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from ._finding import Severity
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Scope = Function | ast.Module
-
 # Bases that make a module of their class, beside those of torch.nn and those called "...Module".
 _MODULES = frozenset({"MessagePassing", "PreTrainedModel", "GradientCheckpointingLayer"})
-
-
-class Bound(NamedTuple):
-    """A statement that gives a name a value; None where the value cannot be seen."""
-
-    value: ast.expr | None
-    by: ast.AST
 
 
 class Mistake(NamedTuple):
@@ -151,7 +143,7 @@ class Source:
         """Return what a function, or the file outside of all, binds its names to."""
         if scope not in self._bound:
             found: dict[str, list[Bound]] = {}
-            for name, value, by in _bindings(scope):
+            for name, value, by in bindings(scope):
                 found.setdefault(name, []).append(Bound(value, by))
             self._bound[scope] = found
         return self._bound[scope]
@@ -168,6 +160,14 @@ class Source:
             if found:
                 return scope, found
         return None, []
+
+    def callers(self, function: Function) -> list[ast.expr]:
+        """Return the places of the file that use a function, or a method over ``self``."""
+        cls, uses = self.class_of(function), self.uses.get(function.name, [])
+        if cls is None:
+            return [use for use in uses if isinstance(use, ast.Name)]
+        own = [(use, self.class_of(use)) for use in uses if is_own(use)]
+        return [use for use, around in own if around and cls in self.family(around)]
 
     def resolve(self, node: ast.AST, depth: int = 2) -> str:
         """Return the full dotted name of an expression: ``torch.nn.functional.dropout``; or "".
@@ -236,69 +236,3 @@ def _is_super_init(node: ast.AST) -> bool:
         return False
     made = node.value
     return isinstance(made, ast.Call) and getattr(made.func, "id", "") == "super"
-
-
-def methods(cls: ast.ClassDef) -> dict[str, Function]:
-    """Return the methods of a class, without those of its bases."""
-    return {node.name: node for node in cls.body if isinstance(node, Function)}
-
-
-def parameters(function: Function) -> list[str]:
-    """Return the names of all parameters."""
-    given = function.args
-    several = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-    return [one.arg for one in several if one is not None]
-
-
-def argument(call: ast.Call, position: int, name: str) -> ast.expr | None:
-    """Return an argument of a call; None where it is not given."""
-    for keyword in call.keywords:
-        if keyword.arg == name:
-            return keyword.value
-    return call.args[position] if position < len(call.args) else None
-
-
-def hides_arguments(call: ast.Call) -> bool:
-    """Return whether a call has ``*args`` or ``**kwargs``, so that nobody sees what it gets."""
-    starred = any(isinstance(one, ast.Starred) for one in call.args)
-    return starred or any(keyword.arg is None for keyword in call.keywords)
-
-
-def inside(scope: Scope) -> Iterator[ast.AST]:
-    """Yield the nodes of a scope, without those of the functions and classes in it."""
-    todo: list[ast.AST] = list(scope.body)
-    for node in todo:
-        yield node
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            todo.extend(ast.iter_child_nodes(node))
-
-
-def _bindings(scope: Scope) -> Iterator[tuple[str, ast.expr | None, ast.AST]]:
-    for node in inside(scope):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                yield from _pairs(target, node.value, node)
-        elif isinstance(node, (ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
-            if node.value is not None:
-                yield from _pairs(node.target, node.value, node)
-        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            yield from _pairs(node.target, None, node)
-        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            yield from _pairs(node.optional_vars, None, node)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, None, node
-
-
-def _pairs(
-    target: ast.expr, value: ast.expr | None, by: ast.AST
-) -> Iterator[tuple[str, ast.expr | None, ast.AST]]:
-    if isinstance(target, ast.Name):
-        yield target.id, value, by
-    elif isinstance(target, (ast.Tuple, ast.List)):
-        values: list[ast.expr | None] = [None] * len(target.elts)
-        if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts):
-            values = list(value.elts)
-        for one, its in zip(target.elts, values, strict=True):
-            yield from _pairs(one, its, by)
-    elif isinstance(target, ast.Starred):
-        yield from _pairs(target.value, None, by)

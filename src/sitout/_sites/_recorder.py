@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
 from ._calls import CALLS, Asked, asked, dropping_argument
-from ._draws import Application, Draw, Draws
+from ._draws import PICK, Application, Draw, Draws
 from ._stack import call_line, parents
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ class Recorder:
                 hooks.register_module_forward_hook(self._leave, always_call=True),
             ):
                 stack.callback(handle.remove)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", ".*when there are global hooks on modules")
             stack.enter_context(_Functions(self))
             stack.enter_context(_Ops(self))
             stack.callback(self._unwind)
@@ -166,13 +169,11 @@ class Recorder:
         self.stack.append(running)
         if self.listener is not None:
             self.listener.enter(running.name, module, args)
-        if isinstance(module, _FAST_MODULES) and not module.training:
+        fast = isinstance(module, _FAST_MODULES) and not module.training
+        if fast and not torch.is_grad_enabled():
             running.off = torch._C.DisableTorchFunction()
             running.off.__enter__()
         if self._scope is not None:
-            return
-        if len(self.stack) == 1 and id(module) not in self._names:  # another model
-            running.place = self._scope = Place((), "", module, "module", "", None)
             return
         if id(module) not in self._kinds:
             self._kinds[id(module)] = kind_of(module)
@@ -315,7 +316,7 @@ class Recorder:
     def _by_hand(self, made: Application) -> Place:
         """Return the place of a mask that no known module or function makes."""
         running = self.stack[-1]
-        kind = "layer_drop" if made.x is None else "mask" if made.mask is not None else "subset"
+        kind = "layer_drop" if made.x is None else "subset" if made.func in PICK else "mask"
         module = running.module
         if not module._modules and not module._parameters and made.x is not None:
             key: tuple[object, ...] = ("module", running.name)
@@ -371,7 +372,9 @@ class Recorder:
         if place is None:
             if above is not None:
                 source = call_line(parents(above))
-            place = self.places[key] = Place(key, name, module, via, kind, source)
+            place = Place(key, name, module, via, kind, source)
+            if any(id(running.module) in self._names for running in self.stack):
+                self.places[key] = place  # else it is of another model
         return place
 
     def _open(self, place: Place, args: tuple[Any, ...], call: Asked) -> None:

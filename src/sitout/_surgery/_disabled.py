@@ -61,14 +61,14 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         0.5
     """
     _check(model)
-    depth = torch._C._len_torch_function_stack()
     held = _silence(list(rates(model)))
-    handles = _modes.install(model, _modes.enter_zero) if _has_code(model) else ()
+    mode = _modes.Zero()
+    handles = _modes.install(model, mode) if _has_code(model) else ()
     try:
         yield model
     finally:
         _modes.remove(handles)
-        _modes.unwind(depth, model)
+        _modes.unwind(mode)
         _release(held)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,22 +15,25 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 from .. import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from torch.utils.hooks import RemovableHandle
 
     from .._source import Call
 
 
-class _Mode(TorchFunctionMode):
-    """A mode that belongs to a forward of its owner."""
+class Mode(TorchFunctionMode):
+    """What is in force while a model is in its forward. A copy of the model has its own."""
 
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__()
-        self.owner = owner
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+    def starts(self, module: nn.Module) -> bool:
+        """Return whether a forward of a module is to be watched."""
+        return True
 
 
-class Zero(_Mode):
+class Zero(Mode):
     """Calls of dropping functions get a rate of 0."""
 
     def __torch_function__(
@@ -40,14 +45,21 @@ class Zero(_Mode):
         return func(*args, **kwargs)
 
 
-class Ours(_Mode):
-    """Calls of torch's dropout functions go to those of sitout."""
+class Ours(Mode):
+    """Calls of torch's dropout functions go to those of sitout, in training.
 
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__(owner)
-        self.checkpoint = self.grad = None
-        if not torch.compiler.is_compiling():
-            self.checkpoint, self.grad = _checkpoint(), torch.is_grad_enabled()
+    Not in evaluation, for a mode keeps torch's transformers from their fast path.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start: dict[int, tuple[Any, bool]] = {}  # of the forward, by thread
+
+    def starts(self, module: nn.Module) -> bool:
+        """Return whether the model trains, and keep what holds at the start of its forward."""
+        if module.training and not torch.compiler.is_compiling():
+            self._start[threading.get_ident()] = _checkpoint(), torch.is_grad_enabled()
+        return module.training
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -61,11 +73,10 @@ class Ours(_Mode):
         """Return whether backward repeats this call, outside of the forward and so of this mode."""
         if torch.compiler.is_compiling():
             return False
-        checkpoint = _checkpoint()
+        now = _checkpoint()
+        checkpoint, grad = self._start.get(threading.get_ident(), (now, False))
         # A reentrant checkpoint runs its function without gradients.
-        if (checkpoint is None or checkpoint is self.checkpoint) and (
-            torch.is_grad_enabled() or not self.grad
-        ):
+        if (now is None or now is checkpoint) and (torch.is_grad_enabled() or not grad):
             return False
         warnings.warn(
             f"{func.__name__} in an activation checkpoint or under no_grad, within the forward of "
@@ -83,50 +94,37 @@ def _checkpoint() -> Any:
     return hooks[0] if hooks is not None and is_one else None
 
 
-def enter_zero(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook: nothing drops from here on."""
-    Zero(module).__enter__()  # type: ignore[no-untyped-call]
+def install(module: nn.Module, mode: Mode) -> tuple[RemovableHandle, RemovableHandle]:
+    """Put a mode in force while a module is in its forward.
 
-
-def enter_ours(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook: in training sitout drops from here on.
-
-    Not in evaluation, for a mode keeps torch's transformers from their fast path.
+    The hooks hold the mode and no module, so that a copy of the module has hooks of its own.
     """
-    if module.training:
-        Ours(module).__enter__()  # type: ignore[no-untyped-call]
+    return (
+        module.register_forward_pre_hook(partial(_enter, mode), prepend=True),
+        module.register_forward_hook(partial(_leave, mode), always_call=True),
+    )
 
 
-def leave(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook, also after an exception."""
-    mode = _get_current_function_mode()  # type: ignore[no-untyped-call]
-    if isinstance(mode, _Mode) and mode.owner is module:
+def _enter(mode: Mode, module: nn.Module, args: Any) -> None:
+    if mode.starts(module):
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+def _leave(mode: Mode, module: nn.Module, args: Any, output: Any) -> None:
+    if _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
         _pop_mode()  # type: ignore[no-untyped-call]
 
 
-def install(
-    module: nn.Module, enter: Callable[[nn.Module, Any], None]
-) -> tuple[RemovableHandle, RemovableHandle]:
-    """Hook a mode to the forward of a module. The hooks are functions, so a copy has them too."""
-    return (
-        module.register_forward_pre_hook(enter, prepend=True),
-        module.register_forward_hook(leave, always_call=True),
-    )
+def unwind(mode: Mode) -> None:
+    """Leave the forwards that were interrupted: after Ctrl-C no hooks run."""
+    while _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
+        _pop_mode()  # type: ignore[no-untyped-call]
 
 
 def remove(handles: Iterable[RemovableHandle]) -> None:
     """Take the hooks of :func:`install` away."""
     for handle in handles:
         handle.remove()
-
-
-def unwind(depth: int, module: nn.Module) -> None:
-    """Leave what a forward that was interrupted (Ctrl-C runs no hooks) has left behind."""
-    while torch._C._len_torch_function_stack() > depth:
-        before = torch._C._len_torch_function_stack()
-        leave(module, (), None)
-        if torch._C._len_torch_function_stack() == before:
-            return
 
 
 # Where the rate stands among the arguments, and its name.

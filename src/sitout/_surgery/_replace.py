@@ -75,7 +75,7 @@ def replace(model: nn.Module, *, functional: bool = False) -> Change:
         raise _nothing(model, unreached)
     edits = _swap(modules, made)
     if functional:
-        handles = _modes.install(model, _modes.enter_ours)
+        handles = _modes.install(model, _modes.Ours())
         edits.append(Edit("the hooks of the model", (), partial(_modes.remove, handles)))
     return Change("replace", made.get(id(model), model), sites + called, unreached, edits, model)
 

@@ -87,8 +87,9 @@ def put(rate: Rate, value: float) -> Edit:
 
 def _fitting(model: nn.Module, where: Where) -> Callable[[nn.Module | Rate], bool]:
     """Return what tells whether a module fits by one of its names, or a rate by its path."""
-    several = list(where) if isinstance(where, Iterable) and not isinstance(where, str) else [where]
-    fits = matcher(where if where is None else several, "set_rate")
+    is_one = isinstance(where, str) or not isinstance(where, Iterable)
+    several: list[Any] = [where] if is_one else list(where)  # type: ignore[arg-type]
+    fits = matcher(None if where is None else several, "set_rate")
     # A predicate or a type says something of modules; a path is asked of the globs alone.
     globs = matcher([one for one in several if isinstance(one, str)], "set_rate")
     inside = {
@@ -99,11 +100,11 @@ def _fitting(model: nn.Module, where: Where) -> Callable[[nn.Module | Rate], boo
     return lambda one: globs(one.path, one.module) if isinstance(one, Rate) else id(one) in inside
 
 
-def _values(p: Rates, chosen: list[Rate]) -> list[Any]:
+def _values(p: Any, chosen: list[Rate]) -> list[Any]:
     """Return one value for each site."""
     if callable(p):
         return [p(rate.path, rate.p) for rate in chosen]
-    if isinstance(p, str) or not isinstance(p, Iterable):
+    if not isinstance(p, Iterable):
         return [p] * len(chosen)
     values = list(p)
     if len(values) != len(chosen):
