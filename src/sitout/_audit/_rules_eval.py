@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .._sites import Site
     from ._evidence import Evidence
+    from ._finding import Severity
 
 _MEANT = re.compile(r"(?i)^mc_?drop|monte_?carlo|bayes|always_?on|persistent_?drop")
 _HAND_MADE = ("mask", "drop_path", "layer_drop", "subset")
@@ -32,7 +33,7 @@ def always_on(evidence: Evidence) -> Iterator[Hit]:
     for site in _active(evidence):
         if site.kind in ("attention", "outside") or site.via == "mask":
             continue
-        severity = "note" if _MEANT.search(site.type) else None
+        severity: Severity | None = "note" if _MEANT.search(site.type) else None
         if site.via == "call":
             message = f"A call of dropout ({rate(site.p)}) drops in evaluation too."
             fix = "Pass training=self.training; its default is True."

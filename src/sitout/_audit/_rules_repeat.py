@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._evidence import Evidence
+    from ._finding import Severity
 
 
 @rule("A15", "checkpoint-without-rng", "error")
@@ -32,7 +33,7 @@ def checkpoint_without_rng(evidence: Evidence) -> Iterator[Hit]:
 def control_flow(evidence: Evidence) -> Iterator[Hit]:
     """Random decisions in Python code."""
     for site in evidence.runs.sites if evidence.runs else []:
-        severity = "warning" if evidence.compiled is not None else None
+        severity: Severity | None = "warning" if evidence.compiled is not None else None
         if site.kind == "layer_drop" and site.via == "mask":
             yield at(
                 site,

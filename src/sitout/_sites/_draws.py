@@ -46,7 +46,7 @@ _DRAWS = _UNIFORM | _NORMAL | _INDEX | _INTEGER | BERNOULLI
 _MUL = overloads("mul*")
 _FILL = overloads("masked_fill*")
 _WHERE = overloads("where")
-_PICK = overloads("index", "gather", "index_select", "masked_select")
+PICK = overloads("index", "gather", "index_select", "masked_select")
 _PUT = overloads("index_put*", "_index_put_impl_")
 _SCATTER = overloads("scatter*", "index_fill*", "index_put*", "_index_put_impl_")
 _JOIN = overloads("cat", "stack")
@@ -147,7 +147,7 @@ class Draws:
         others = [value for value, found in random if found is None]
         if func in _READ:
             return decision(draw, func)
-        if func in _PICK:
+        if func in PICK:
             return _pick(func, args, mask, draw, others, out)
         if draw.law != "bits" or not others:
             return None

@@ -19,7 +19,8 @@ from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
 from ._calls import CALLS, Asked, asked, dropping_argument
-from ._draws import PICK, Application, Draw, Draws
+from ._draws import PICK, Application, Draws
+from ._flow import Draw
 from ._stack import call_line, parents
 
 if TYPE_CHECKING:
