@@ -48,7 +48,7 @@ _RATE_ATTRIBUTES = (
 _RATE_NAME = re.compile(r"(?i)^(?!num_|n_|use_|is_).*(drop|sd_prob)")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rate:
     """A place where a drop rate lives: an attribute of a module, or of the module's config.
 

@@ -62,13 +62,12 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     _check(model)
     held = _silence(list(rates(model)))
-    mode = _modes.Zero()
-    handles = _modes.install(model, mode) if _has_code(model) else ()
+    remove = _modes.install(model, _modes.Zero()) if _has_code(model) else None
     try:
         yield model
     finally:
-        _modes.remove(handles)
-        _modes.unwind(mode)
+        if remove is not None:
+            remove()
         _release(held)
 
 

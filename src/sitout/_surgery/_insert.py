@@ -88,8 +88,8 @@ def insert(
 def _check_eager(model: nn.Module) -> None:
     name = compiled(model)
     if name is not None:
-        got = f"one whose {name!r} is" if name else "one that is"
-        rule, way_out = "not compiled", "Compiled code does not see new hooks: insert first."
+        rule, way_out = "free of compiled modules", "Compiled code sees no new hooks: insert first."
+        got = f"{type(model.get_submodule(name)).__name__} at {name!r}"
         raise ValueError(_checks.message("`model` of insert", rule, got, way_out))
 
 

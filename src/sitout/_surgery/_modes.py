@@ -15,9 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 from .. import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch.utils.hooks import RemovableHandle
+    from collections.abc import Callable
 
     from .._source import Call
 
@@ -94,15 +92,22 @@ def _checkpoint() -> Any:
     return hooks[0] if hooks is not None and is_one else None
 
 
-def install(module: nn.Module, mode: Mode) -> tuple[RemovableHandle, RemovableHandle]:
-    """Put a mode in force while a module is in its forward.
+def install(module: nn.Module, mode: Mode) -> Callable[[], None]:
+    """Put a mode in force while a module is in its forward, and return the way back.
 
     The hooks hold the mode and no module, so that a copy of the module has hooks of its own.
     """
-    return (
-        module.register_forward_pre_hook(partial(_enter, mode), prepend=True),
-        module.register_forward_hook(partial(_leave, mode), always_call=True),
-    )
+    before = module.register_forward_pre_hook(partial(_enter, mode), prepend=True)
+    after = module.register_forward_hook(partial(_leave, mode), always_call=True)
+
+    def remove() -> None:
+        before.remove()
+        after.remove()
+        # A forward that Ctrl-C has interrupted ran no hooks at its end.
+        while _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
+            _pop_mode()  # type: ignore[no-untyped-call]
+
+    return remove
 
 
 def _enter(mode: Mode, module: nn.Module, args: Any) -> None:
@@ -113,18 +118,6 @@ def _enter(mode: Mode, module: nn.Module, args: Any) -> None:
 def _leave(mode: Mode, module: nn.Module, args: Any, output: Any) -> None:
     if _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
         _pop_mode()  # type: ignore[no-untyped-call]
-
-
-def unwind(mode: Mode) -> None:
-    """Leave the forwards that were interrupted: after Ctrl-C no hooks run."""
-    while _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
-        _pop_mode()  # type: ignore[no-untyped-call]
-
-
-def remove(handles: Iterable[RemovableHandle]) -> None:
-    """Take the hooks of :func:`install` away."""
-    for handle in handles:
-        handle.remove()
 
 
 # Where the rate stands among the arguments, and its name.

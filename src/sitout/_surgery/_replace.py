@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +74,7 @@ def replace(model: nn.Module, *, functional: bool = False) -> Change:
         raise _nothing(model, unreached)
     edits = _swap(modules, made)
     if functional:
-        handles = _modes.install(model, _modes.Ours())
-        edits.append(Edit("the hooks of the model", (), partial(_modes.remove, handles)))
+        edits.append(Edit("the hooks of the model", (), _modes.install(model, _modes.Ours())))
     return Change("replace", made.get(id(model), model), sites + called, unreached, edits, model)
 
 
