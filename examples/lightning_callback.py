@@ -1,7 +1,7 @@
 """Late dropout in one part of a network and max-norm in all of it, with Lightning.
 
-    pip install 'sitout[lightning,study]'
-    python examples/lightning_callback.py
+pip install 'sitout[lightning,study]'
+python examples/lightning_callback.py
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ trainer = Trainer(
     callbacks=[callback],
     logger=False,
     enable_checkpointing=False,
+    enable_model_summary=False,
     enable_progress_bar=False,
 )
 trainer.fit(Digits(), loader)

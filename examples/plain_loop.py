@@ -1,7 +1,7 @@
 """Early dropout, max-norm and the guard in a plain loop, on the digits of scikit-learn.
 
-    pip install 'sitout[study]'
-    python examples/plain_loop.py
+pip install 'sitout[study]'
+python examples/plain_loop.py
 """
 
 from __future__ import annotations

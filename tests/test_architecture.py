@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from lower floors or from its own folder.
 FLOORS = {
-    0: ["_checks", "_optional", "_version", "masks"],
+    0: ["_checks", "_factory", "_optional", "_version", "masks"],
     1: ["backends"],
     2: ["functional"],
     3: ["nn", "clock", "_clock_rules", "_rates", "_source", "_ticker", "_where"],
@@ -177,7 +177,10 @@ def test_importing_sitout_brings_its_packages():
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-PUBLIC = ["sitout", "sitout.backends", "sitout.functional", "sitout.masks", "sitout.nn"]
+PUBLIC = [
+    *("sitout", "sitout.backends", "sitout.functional", "sitout.masks", "sitout.nn"),
+    "sitout.schedules",
+]
 
 
 def public_objects():

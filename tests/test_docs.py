@@ -102,7 +102,7 @@ def test_every_relative_link_leads_somewhere(text):
     assert [target for target in local if not (text.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("command", ["study", "predict", "replay", "doctor"])
+@pytest.mark.parametrize("command", ["study", "predict", "replay", "doctor", "audit"])
 def test_the_page_of_the_command_line_lists_every_option(command):
     parameters = typer.main.get_command(app).commands[command].params
     options = [option for one in parameters for option in one.opts if option.startswith("--")]

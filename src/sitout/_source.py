@@ -75,6 +75,62 @@ def calls(made: type[nn.Module]) -> tuple[Call, ...]:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """A statement in the forward of a class, without the block under it.
+
+    Args:
+        file: of the source.
+        first: line in the file.
+        last: line in the file.
+        reads: attributes of ``self`` that it reads, by their paths.
+        numbers: literal numbers in it.
+    """
+
+    file: str
+    first: int
+    last: int
+    reads: frozenset[str]
+    numbers: frozenset[float]
+
+
+def statement(made: type[nn.Module], source: str | None) -> Statement | None:
+    """Return the innermost statement that stands at ``file.py:12`` in the forward of a class."""
+    file, _, line = (source or "").rpartition(":")
+    found = [
+        one
+        for one in (_statements(cast("Any", made)) if file else ())
+        if one.file == file and one.first <= int(line) <= one.last
+    ]
+    return min(found, key=lambda one: one.last - one.first, default=None)
+
+
+@cache
+def _statements(made: Any) -> tuple[Statement, ...]:
+    found = []
+    for method, node in _nodes(made):
+        if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef):
+            first = node.lineno
+            body = getattr(node, "body", None)
+            last = node.end_lineno or first
+            parts = list(ast.iter_child_nodes(node))
+            if body:
+                last = max(body[0].lineno - 1, first)
+                parts = [part for part in parts if isinstance(part, ast.expr)]
+            inner = [one for part in parts for one in ast.walk(part)]
+            paths = {_path(one) for one in inner if isinstance(one, ast.Attribute)}
+            values = [one.value for one in inner if isinstance(one, ast.Constant)]
+            numbers = {float(value) for value in values if isinstance(value, (int, float))}
+            add = method.line - 1
+            found.append(
+                Statement(
+                    *(method.file, first + add, last + add),
+                    *(frozenset(paths - {""}), frozenset(numbers)),
+                )
+            )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class _Method:
     tree: ast.AST
     file: str

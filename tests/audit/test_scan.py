@@ -168,8 +168,8 @@ def test_a_helper_whose_callers_ask_the_mode_is_clean(told):
 
 def test_a_method_that_names_training_or_runs_only_in_it_is_clean(told):
     def methods(name, call):
-        forward = f"    def forward(self, x):\n        return {call}\n"
-        return f"class Net(nn.Module):\n    def {name}(self, x):\n        return F.dropout(x)\n{forward}"
+        other = f"    def {name}(self, x):\n        return F.dropout(x)\n"
+        return f"class Net(nn.Module):\n{other}    def forward(self, x):\n        return {call}\n"
 
     assert told(methods("noise", "self.noise(x)")) == [("A1", "error", "return F.dropout(x)")]
     assert told(methods("noise", "self.noise(x) if self.training else x")) == []

@@ -24,7 +24,7 @@ def bert(**options):
     config = transformers.BertConfig(
         vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=4, hidden_dropout_prob=0.5,
-        attention_probs_dropout_prob=0.25, **options,
+        attention_probs_dropout_prob=0.25, problem_type="single_label_classification", **options,
     )  # fmt: skip
     return transformers.BertForSequenceClassification(config)
 

@@ -30,9 +30,10 @@ class Finding:
         fix: the remedy, in one sentence.
 
     Example:
-        >>> from sitout._audit._finding import Finding
-        >>> finding = Finding("A1", "always-on-dropout", "error", "net.py:12", "net.py:12",
-        ...                   "`F.dropout` has no `training=`.", "Pass `training=self.training`.")
+        >>> finding = sitout.Finding(
+        ...     "A1", "always-on-dropout", "error", "net.py:12", "net.py:12",
+        ...     "`F.dropout` has no `training=`.", "Pass `training=self.training`.",
+        ... )
         >>> finding.link
         'docs/audit.md#a1-always-on-dropout'
     """
@@ -68,8 +69,7 @@ class Audit:
         findings: errors, then warnings, then notes; within these by rule and by site.
 
     Example:
-        >>> from sitout._audit._finding import Audit
-        >>> audit = Audit([])
+        >>> audit = sitout.Audit([])
         >>> bool(audit), len(audit), str(audit)
         (False, 0, 'No finding.')
     """
@@ -123,8 +123,7 @@ class Audit:
         """Return all of it for a program.
 
         Example:
-            >>> from sitout._audit._finding import Audit
-            >>> Audit([]).to_json()
+            >>> sitout.Audit([]).to_json()
             '{"findings": [], "errors": 0, "warnings": 0, "notes": 0}'
         """
         found = {

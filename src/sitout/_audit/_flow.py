@@ -44,14 +44,15 @@ class _Fact:
 
     Args:
         selu: it came out of a SELU.
-        dropped: sites that it went through, with the number of weights since.
+        dropped: sites that it went through, with the number of weights since, and whether it was
+            added to something else of its shape since.
         masked: the site whose mask was the last thing that it met.
         factor: of its kept elements by that mask; without a site, a number it was multiplied by.
         written: the site that has dropped in place in it.
     """
 
     selu: bool = False
-    dropped: tuple[tuple[Place, int], ...] = ()
+    dropped: tuple[tuple[Place, int, bool], ...] = ()
     masked: Place | None = None
     factor: float = 1.0
     written: Place | None = None
@@ -66,7 +67,7 @@ class Flow(Listener):
 
     Attributes:
         after_selu: how often a site dropped from the output of a SELU, and from something else.
-        before_norm: (site, name of a BatchNorm that it feeds, number of weights between).
+        before_norm: (site, name of a BatchNorm that it feeds, what lies between; "" for nothing).
         rows: (site, name of a layer over the last dim that follows): it dropped along a dim that
             is no channel.
         saved: (site, op) that drops in place in what the op saved for its gradient.
@@ -76,7 +77,7 @@ class Flow(Listener):
     """
 
     after_selu: dict[Place, list[bool]] = field(default_factory=dict)
-    before_norm: list[tuple[Place, str, int]] = field(default_factory=list)
+    before_norm: list[tuple[Place, str, str]] = field(default_factory=list)
     rows: list[tuple[Place, str]] = field(default_factory=list)
     saved: list[tuple[Place, str]] = field(default_factory=list)
     reused: list[Place] = field(default_factory=list)
@@ -107,11 +108,13 @@ class Flow(Listener):
             return
         dropped = self.of(x).dropped
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            self.before_norm += [(place, name, weights) for place, weights in dropped]
+            for place, weights, summed in dropped:
+                between = "one layer of weights" if weights else "a sum" if summed else ""
+                self.before_norm.append((place, name, between))
         elif isinstance(module, (nn.Linear, nn.LayerNorm)) and x.dim() >= 3:
             self.rows += [
                 (place, name)
-                for place, weights in dropped
+                for place, weights, _ in dropped
                 if not weights
                 and place.kind in ("dropout1d", "dropout2d", "dropout3d", "feature_alpha")
                 and place.shape == tuple(x.shape)
@@ -136,8 +139,9 @@ class Flow(Listener):
         factor = 1.0 if before.masked is not None else before.factor
         if made.mask is not None and made.func in SCALE:
             factor *= float(made.mask.max()) if made.mask.numel() else 1.0
-        self.factors[place] = factor
-        dropped = (*before.dropped, (place, 0))
+        if factor:  # else all units dropped, and nothing shows the factor
+            self.factors[place] = factor
+        dropped = (*before.dropped, (place, 0, False))
         fact = _Fact(dropped=dropped, masked=place, factor=factor, written=before.written)
         self._learn(made.out, fact)
         self._applied = made.out
@@ -168,26 +172,29 @@ class Flow(Listener):
                 self.reused.append(written)
         if tensors[0] is out and facts[0].masked is not None:
             return  # in place, as alpha dropout adds its shift
-        self._learn(out, _Fact(dropped=_onwards(facts, func in _WEIGHTS)))
+        summed = func in _ADD and len({tensor.numel() for tensor in tensors}) < len(tensors)
+        self._learn(out, _Fact(dropped=_onwards(facts, func in _WEIGHTS, summed)))
 
     def _scale(self, x: Any, out: Any, number: float) -> None:
         """Take note of a factor, before a mask or after it."""
         fact = self.of(x)
         fact = replace(fact, factor=fact.factor * number, selu=False)
-        if fact.masked is not None:
+        if fact.masked is not None and fact.factor:
             self.factors[fact.masked] = fact.factor
         self._learn(out, fact)
 
 
-def _onwards(facts: list[_Fact], weights: bool) -> tuple[tuple[Place, int], ...]:
+def _onwards(
+    facts: list[_Fact], weights: bool, summed: bool
+) -> tuple[tuple[Place, int, bool], ...]:
     """Return the sites behind a result; those two weights away are forgotten."""
-    found: dict[Place, int] = {}
+    found: dict[Place, tuple[int, bool]] = {}
     for fact in facts:
-        for place, between in fact.dropped:
-            passed = between + weights
-            if passed <= 1:
+        for place, between, before in fact.dropped:
+            passed = between + weights, before or summed
+            if passed[0] <= 1:
                 found[place] = min(passed, found.get(place, passed))
-    return tuple(found.items())
+    return tuple((place, *way) for place, way in found.items())
 
 
 def _saver(x: Tensor) -> str | None:

@@ -20,16 +20,16 @@ _RANKS["dropout3d"] = (5, "[B, C, D, H, W]")
 def before_batchnorm(evidence: Evidence) -> Iterator[Hit]:
     """Dropout whose variance a BatchNorm takes for that of the data."""
     runs = evidence.runs
-    for place, norm, weights in dict.fromkeys(runs.flow.before_norm) if runs else ():
+    for place, norm, between in dict.fromkeys(runs.flow.before_norm) if runs else ():
         site = runs.site_of(place) if runs else None
         if site is not None and place.kind in _ELEMENTS:
-            way = "through one layer of weights" if weights else "directly"
+            way = f"through {between}" if between else "directly"
             yield at(
                 site,
                 f"It feeds the BatchNorm {norm!r} {way}, whose running variance is then that of "
                 "dropped values.",
                 "Put dropout behind the last BatchNorm.",
-                "note" if weights else None,
+                "note" if between else None,
             )
 
 

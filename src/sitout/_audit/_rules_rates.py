@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._evidence import Evidence
+    from ._finding import Severity
 
 _SURE = 5.0  # standard deviations: one false alarm in two million sites
 _BLOCKS = 20  # fewer say little about a rate
@@ -117,11 +118,19 @@ def dropblock_does_not_fit(evidence: Evidence) -> Iterator[Hit]:
         height, width = place.shape[-2:]
         if size > min(height, width):
             message = f"A block of {size} does not fit into {height} x {width}."
-            yield at(site, message, "Take a smaller block_size, or leave DropBlock out here.")
+            weight: Severity | None = "note" if _makes_blocks_smaller(place) else None
+            fix = "Take a smaller block_size, or leave DropBlock out here."
+            yield at(site, message, fix, weight)
             continue
         share, p = place.dropped / max(place.bits, 1), place.p or 0.0
+        p *= getattr(place.module, "gamma_scale", 1.0)  # of timm
         blocks = share * place.bits / size**2
         if blocks >= _BLOCKS and not p / 1.5 <= share <= p * 1.5:
             message = f"{rate(p)} is asked for, but {share:.4g} of {height} x {width} drop."
             fix = "Take a smaller block_size, or a rate that gives what you mean."
             yield at(site, message, fix, "warning")
+
+
+def _makes_blocks_smaller(place: Place) -> bool:
+    """Return whether a layer cuts blocks to the size of the feature map."""
+    return type(place.module).__module__.startswith(("timm.", "torchvision."))

@@ -6,7 +6,7 @@ import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _sdpa = F.scaled_dot_product_attention
@@ -35,6 +35,18 @@ CALLS: dict[Any, str] = {
     torch.rnn_relu: "rnn",
 }
 """The kind of dropout behind each function of torch that drops."""
+
+OWN = {
+    "alpha_dropout": "alpha",
+    "drop_path": "drop_path",
+    "drop_path_add": "drop_path",
+    "dropout1d": "dropout1d",
+    "dropout2d": "dropout2d",
+    "dropout3d": "dropout3d",
+    "feature_alpha_dropout": "feature_alpha",
+    "gaussian_dropout": "gaussian",
+}
+"""The kind of dropout behind the functions of this package; of the others ``dropout``."""
 
 _PYTHON = {
     func: list(inspect.signature(func).parameters.values())
@@ -87,6 +99,22 @@ def asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.M
     values = {one.name: given.get(one.name, one.default) for one in parameters}
     p = next(values[name] for name in _RATES if name in values)
     return Asked(p, bool(values.get("training", True)), bool(values.get("inplace", False)))
+
+
+def dropped_from(func: Any, args: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """Return the shape that a function of :data:`CALLS` drops from: its first tensor, or scores.
+
+    Args:
+        func: the function.
+        args: its positional arguments.
+    """
+    tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+    if not tensors:
+        return None
+    shape = tuple(tensors[0].shape)
+    if func is _sdpa:
+        return (*shape[:-1], tensors[1].shape[-2]) if len(tensors) > 1 else None
+    return None if func is F.multi_head_attention_forward else shape
 
 
 def dropping_argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

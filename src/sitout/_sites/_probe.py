@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import random
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from .. import _checks
 from .._rates import Rate, compiled, is_number, rates
-from .._source import reads
+from .._source import reads, statement
+from ._draws import Draws
 from ._recorder import Place, Recorder, plain
 from ._site import Measured, Site, Sites
 from ._snapshot import Snapshot
@@ -76,6 +78,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, snapshot: Snapshot) -> None:
         self.model, self.snapshot = model, snapshot
+        self._draws = Draws()
         self.changed: list[str] = []
         self.rewritten: list[str] = []
 
@@ -96,9 +99,10 @@ class Probe:
             recorder: with listeners; a fresh one if None.
         """
         recorder = recorder or Recorder(self.model, self.snapshot)
-        inputs, kwargs = tree_map_only(Tensor, _copy, (inputs, kwargs))
+        recorder.draws = self._draws
         before = _outside()
         with torch.inference_mode(False), torch.set_grad_enabled(training), recorder.watching():
+            inputs, kwargs = _copied((inputs, kwargs))
             self.model.train(training)
             try:
                 recorder.output = self.model(*inputs, **kwargs)
@@ -141,8 +145,29 @@ def unwrapped(model: object, owner: str) -> nn.Module:
     return model
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+def _copied(inputs: Any) -> Any:
+    """Return copies of all inputs; what is one object stays one."""
+    copies: dict[int, Any] = {}
+
+    def copy(one: Any) -> Any:
+        if id(one) not in copies:
+            copies[id(one)] = _copy(one)
+        return copies[id(one)]
+
+    return tree_map(copy, inputs)
+
+
+def _copy(one: Any) -> Any:
+    if isinstance(one, Tensor):
+        return one.detach().clone().requires_grad_(one.requires_grad)
+    if isinstance(one, torch.Generator):
+        return one.clone_state()
+    if isinstance(one, nn.Module):
+        return one
+    try:
+        return deepcopy(one)
+    except Exception:  # such as a tensor that is no leaf inside of an object
+        return one
 
 
 def _outside() -> dict[str, object]:
@@ -191,8 +216,19 @@ class _Feeding:
         near = self._by_name.get(place.name, [])
         asked = -1.0 if place.p is None else place.p
         same = [rate for rate in near if is_number(rate.p) and math.isclose(rate.p, asked)]
+        line = statement(type(place.module), place.source) if same else None
+        if line is not None:
+            read = [rate for rate in same if _relative(place, rate) in line.reads]
+            if not read and any(math.isclose(number, asked) for number in line.numbers):
+                return None  # it is called with a literal number
+            same = read or same
         same.sort(key=lambda rate: rate.kind != place.kind)
         return plain(same[0].path) if same else None
+
+
+def _relative(place: Place, rate: Rate) -> str:
+    """Return the path of a rate as the code of a place reads it: ``dropout.p``."""
+    return plain(rate.path).removeprefix(f"{place.name}." if place.name else "")
 
 
 def _site(train: Place | None, evaluation: Place | None, feeding: _Feeding, fast: set[str]) -> Site:

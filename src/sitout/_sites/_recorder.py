@@ -18,10 +18,10 @@ from .. import backends
 from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
-from ._calls import CALLS, Asked, asked, dropping_argument
-from ._draws import PICK, Application, Draws
+from ._calls import CALLS, OWN, Asked, asked, dropped_from, dropping_argument
+from ._draws import NORMAL, PICK, Application, Draws
 from ._flow import Draw
-from ._stack import call_line, parents
+from ._stack import call_line, own_function, parents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 _NATIVE = (aten.native_dropout.default, aten._fused_dropout.default)
 _FAST = (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default)
+_LISTS = (Tensor.tolist, Tensor.numpy)
 # Inside of these a function mode would switch torch's fast path off.
 _FAST_MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -111,6 +112,7 @@ class Recorder:
         places: by what tells them apart, in the order in which they first ran.
         fast: names of the modules that took torch's fast path.
         output: of the forward, once it has run.
+        draws: random tensors on their way to a mask; a probe has one for all its forwards.
         outside: modules of random numbers that are not torch's and were drawn from.
     """
 
@@ -133,7 +135,7 @@ class Recorder:
             self._names.setdefault(id(module), []).append(plain(name))
         self._kinds: dict[int, str | None] = {}
         self._snapshot, self._hash, self._twice = snapshot, thorough, thorough
-        self._draws = Draws()
+        self.draws = Draws()
         self._own = 0  # numbers of the draws of fused ops, downwards
         self._scope: Place | None = None  # the site that is running: what it calls belongs to it
         self._thread = threading.get_ident()
@@ -171,9 +173,13 @@ class Recorder:
         if self.listener is not None:
             self.listener.enter(running.name, module, args)
         fast = isinstance(module, _FAST_MODULES) and not module.training
-        if fast and not torch.is_grad_enabled():
-            running.off = torch._C.DisableTorchFunction()
-            running.off.__enter__()
+        if not torch.is_grad_enabled():
+            if fast:
+                running.off = torch._C.DisableTorchFunction()
+            elif any(above.off is not None for above in self.stack[:-1]):
+                running.off = torch._C._EnableTorchFunction()
+            if running.off is not None:
+                running.off.__enter__()
         if self._scope is not None:
             return
         if id(module) not in self._kinds:
@@ -183,9 +189,10 @@ class Recorder:
             key = ("module", running.name)
             place = self._place(key, running.name, module, "module", kind, self.stack[:-1])
             p = getattr(module, rate_attribute(module) or "p", None)
-            self._open(place, args, Asked(p, module.training, getattr(module, "inplace", False)))
             running.place, self._scope = place, place
-            running.x = next((arg for arg in args if isinstance(arg, Tensor)), None)
+            running.x = x = next((arg for arg in args if isinstance(arg, Tensor)), None)
+            call = Asked(p, module.training, getattr(module, "inplace", False))
+            self._open(place, args, call, None if x is None else tuple(x.shape))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if threading.get_ident() != self._thread:
@@ -211,13 +218,17 @@ class Recorder:
     def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of torch's API; a dropping one is a site, unless it belongs to one."""
         kind = CALLS.get(func)
+        if func in _LISTS and self.stack:
+            made = self.draws.read(args[0])
+            if made is not None:
+                self._apply(made)
         if kind is None or not self.stack:
             return func(*args, **kwargs)
         call = asked(func, args, kwargs, self.stack[-1].module)
         place, opened = self._scope, False
         if place is None:
             place, opened = self._called(kind, getattr(func, "__name__", kind)), True
-            self._open(place, args, call)
+            self._open(place, args, call, dropped_from(func, args))
             self._scope = place
         try:
             if call.training and call.p == 1.0:
@@ -259,25 +270,29 @@ class Recorder:
             if p:
                 place = self._scope or self._called("attention", func._schema.name.split("::")[1])
                 if self._scope is None:
-                    self._open(place, args, Asked(p, True))
+                    self._open(place, args, Asked(p, True), None)
                 place.on = True
                 if self._twice:
                     place.on = not _same(out, func(*args, **kwargs))
                 return out
-            made = self._draws.see(func, args, kwargs, out)
+            made = self.draws.see(func, args, kwargs, out)
             if made is not None:
                 self._apply(made)
                 if made.x is None and made.draw.true is not None:
                     return type(out)(made.draw.true >= 0.5)
+            elif func in NORMAL and self._scope is not None and self._scope.kind == "gaussian":
+                self._scope.on = True
         return out
 
     def _note_own(self, args: tuple[Any, ...]) -> None:
         """Note what the op of this package drops: its mask is known from its address."""
         x, *packed, rate, p, law = args
-        place = self._scope or self._called("dropout", "dropout")
-        if self._scope is None:
+        place = self._scope
+        if place is None:
+            function = own_function()
+            place = self._called(OWN.get(function, "dropout"), function)
             rate_held = p if rate is None else int(rate[1]) / 2 ** int(rate[0])
-            self._open(place, args, Asked(rate_held, True))
+            self._open(place, args, Asked(rate_held, True), tuple(x.shape))
         place.on = True
         if law == "gaussian":
             place.kind = "gaussian"
@@ -300,6 +315,8 @@ class Recorder:
     # Where it belongs.
 
     def _apply(self, made: Application) -> None:
+        if self._scope is None and made.draw.scale is None and made.dropped == 0.0:
+            return  # it need not be a mask; in a site that drops it is one, and nothing fell to it
         place = self._scope or self._by_hand(made)
         fresh = made.draw.number not in place.draws
         if self._scope is None:
@@ -338,10 +355,12 @@ class Recorder:
         if mask is not None and x is not None:
             added = x.dim() - len(place.shape or x.shape)  # dims that the function puts in front
             shared = shared_dims(tuple(x.shape), mask)
-            place.shared_dims = tuple(dim - added for dim in shared if dim >= added)
+            if added == 0 or place.shape == tuple(x.shape[added:]):  # else of another call
+                place.shared_dims = tuple(dim - added for dim in shared if dim >= added)
             if made.dropped is not None:
-                place.bits += made.draw.size
-                place.dropped += made.dropped * made.draw.size
+                bits = min(made.draw.size, mask.numel())  # the mask may be a slice of the draw
+                place.bits += bits
+                place.dropped += made.dropped * bits
             if self._hash:
                 place.masks.append(bytes((mask.reshape(-1)[:4096] != 0).cpu().numpy()))
 
@@ -378,13 +397,14 @@ class Recorder:
                 self.places[key] = place  # else it is of another model
         return place
 
-    def _open(self, place: Place, args: tuple[Any, ...], call: Asked) -> None:
+    def _open(
+        self, place: Place, args: tuple[Any, ...], call: Asked, shape: tuple[int, ...] | None
+    ) -> None:
         place.calls += 1
         place.ask(call.p)
         place.modes.append(place.module.training)
         x = next((arg for arg in args if isinstance(arg, Tensor)), None)
-        if x is not None and place.shape is None:
-            place.shape = tuple(x.shape)
+        place.shape = place.shape or shape
         if call.training and is_number(call.p) and call.p > 0.0:
             place.wanted = True
             if self.listener is not None and x is not None:
@@ -481,11 +501,11 @@ def _compare(place: Place, x: Tensor, out: Tensor) -> None:
     if out is x or x.shape != out.shape or x.is_meta or not x.is_floating_point():
         return
     with torch.no_grad():
-        zeros = (out == 0) & (x != 0)
+        zeros = (out == 0) & (x > 0)  # a ReLU makes zeros of the others
         if bool(zeros.any()):
             place.on = True
             place.dropped += int(zeros.sum())
-            place.bits += int((x != 0).sum())
+            place.bits += int((x > 0).sum())
 
 
 def plain(name: str) -> str:

@@ -82,6 +82,11 @@ class Site:
         source: ``file.py:12``, the line of the call; None for code without a file.
         rate_at: the attribute that holds the rate, ``encoder.layers.0.self_attn.dropout``.
         note: what else there is to say.
+
+    Example:
+        >>> [site] = sitout.sites(torch.nn.Dropout(0.5), torch.ones(4, 64))
+        >>> site.kind, site.p, site.shape, site.active_in_train, site.active_in_eval
+        ('dropout', 0.5, (4, 64), True, False)
     """
 
     name: str

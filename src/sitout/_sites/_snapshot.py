@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,9 +40,12 @@ class Snapshot:
         self.written: dict[str, tuple[Tensor, Tensor]] = {}
         self.in_forward: set[str] = set()
         self._watched: dict[int, list[tuple[str, Tensor]]] = {}
-        self._data = [(p, p.data, p.grad) for p in model.parameters()]
-        for name, tensor in _tensors_of(model):
-            if not tensor.is_meta and tensor.layout == torch.strided:
+        self._grads = [(p, p.grad) for p in model.parameters()]
+        tensors = _tensors_of(model)
+        held = [*(tensor for _, tensor in tensors), *model.buffers()]
+        self._data = [(tensor, tensor.data) for tensor in held if _is_plain(tensor)]
+        for name, tensor in tensors:
+            if _is_plain(tensor):
                 storage = tensor.untyped_storage()._cdata
                 self._watched.setdefault(storage, []).append((name, tensor))
         self._generators = _generators(self.modules)
@@ -64,9 +68,10 @@ class Snapshot:
             for key in held.restore(module)
         ]
         with torch.no_grad():
-            for parameter, data, grad in self._data:
-                if parameter.data_ptr() != data.data_ptr():
-                    parameter.data = data
+            for tensor, data in self._data:
+                if _place(tensor) != _place(data):
+                    tensor.data = data
+            for parameter, grad in self._grads:
                 if parameter.grad is not grad:
                     parameter.grad = grad
             # Through .data no version changes, so that a graph made before stays valid.
@@ -93,42 +98,72 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self.held = dict(vars(module))
         self.contents = {
-            key: _content(value) for key, value in self.held.items() if _is_container(value)
+            key: [(one, _content(one)) for one in found if not isinstance(one, tuple)]
+            for key, value in self.held.items()
+            if (found := _containers(value, deep=key not in _INTERNAL))
         }
 
     def restore(self, module: nn.Module) -> list[str]:
         """Give the old values back; return the names of the user's attributes that had others."""
-        now, held, changed = vars(module), self.held, []
+        now, held, changed = vars(module), self.held, {}
         for key in [*held, *(key for key in now if key not in held)]:
-            if key not in now or key not in held or not _same(now[key], held[key]):
-                changed.append(key)
-        for key, content in self.contents.items():
-            if _differs(held[key], content):
-                changed.append(key)
-                _refill(held[key], content)
+            if key not in now or key not in held or now[key] is not held[key]:
+                changed[key] = not _same(now.get(key, _NONE), held.get(key, _NONE))
+        for key, contents in self.contents.items():
+            for value, content in contents:
+                if _differs(value, content):
+                    changed[key] = True
+                    _refill(value, content)
         if changed:
             now.clear()
             now.update(held)
-        return [key for key in changed if key not in _INTERNAL]
+        return [key for key, told in changed.items() if told and key not in _INTERNAL]
 
 
-def _same(one: object, other: object) -> bool:
-    plain = isinstance(one, (int, float, str)) and type(one) is type(other)
-    return one is other or (plain and one == other)
-
-
+_NONE = object()
+_CONTAINERS = (dict, list, set, deque, tuple, np.ndarray)
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def _is_container(value: object) -> bool:
-    return isinstance(value, (dict, list, set)) and len(value) <= _MANY
+def _containers(value: Any, *, deep: bool = True) -> list[Any]:
+    """Return the containers that a value is, and with ``deep`` those that it holds."""
+    found: list[Any] = []
+    todo, seen = [value], set()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or not isinstance(one, _CONTAINERS):
+            continue
+        seen.add(id(one))
+        if isinstance(one, np.ndarray) or len(one) <= _MANY:
+            found.append(one)
+            todo += _values(one) if deep else ()
+    return found
+
+
+def _values(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return ()
+    return value.values() if isinstance(value, dict) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether a new value is as good as the old one."""
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (int, float, str)) and type(one) is type(other):
+        return bool(one == other)
+    return one is other
 
 
 def _content(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
     return list(value.items()) if isinstance(value, dict) else list(value)
 
 
 def _differs(value: Any, content: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return bool(value.tobytes() != content.tobytes())
     now = _content(value)
     if len(now) != len(content):
         return True
@@ -138,8 +173,11 @@ def _differs(value: Any, content: Any) -> bool:
 
 
 def _refill(value: Any, content: Any) -> None:
+    if isinstance(value, np.ndarray):
+        value[...] = content
+        return
     value.clear()
-    if isinstance(value, list):
+    if isinstance(value, (list, deque)):
         value.extend(content)
     else:
         value.update(content)
@@ -155,8 +193,21 @@ def _tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, Tensor):
-                found.append((f"{name}.{key}", value))
+                found.append((f"{name}.{key}".removeprefix("."), value))
+            elif key not in _INTERNAL:
+                held = [one for many in _containers(value) for one in _values(many)]
+                tensors = (one for one in held if isinstance(one, Tensor))
+                path = f"{name}.{key}".removeprefix(".")
+                found += [(f"{path}[{i}]", tensor) for i, tensor in enumerate(tensors)]
     return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return not tensor.is_meta and tensor.layout == torch.strided
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _generators(modules: list[nn.Module]) -> list[Callable[[], object]]:

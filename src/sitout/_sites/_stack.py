@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .. import functional
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
@@ -37,6 +39,18 @@ def call_line(modules: list[nn.Module]) -> str | None:
             return f"{code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return None
+
+
+def own_function() -> str:
+    """Return the function of this package that is running: ``drop_path``."""
+    found, frame = "dropout", sys._getframe(1)
+    while frame is not None and frame.f_code not in _PLUMBING:
+        if getattr(functional, frame.f_code.co_name, None) is not None:
+            file = getattr(functional, frame.f_code.co_name).__code__.co_filename
+            if file == frame.f_code.co_filename:
+                found = frame.f_code.co_name
+        frame = frame.f_back  # type: ignore[assignment]
+    return found
 
 
 _PLUMBING = {

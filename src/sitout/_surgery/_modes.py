@@ -51,7 +51,7 @@ class Ours(Mode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._start: dict[int, tuple[Any, bool]] = {}  # of the forward, by thread
+        self._start: dict[int, tuple[int, bool]] = {}  # of the forward, by thread
 
     def starts(self, module: nn.Module) -> bool:
         """Return whether the model trains, and keep what holds at the start of its forward."""
@@ -72,24 +72,24 @@ class Ours(Mode):
         if torch.compiler.is_compiling():
             return False
         now = _checkpoint()
-        checkpoint, grad = self._start.get(threading.get_ident(), (now, False))
+        start, grad = self._start.get(threading.get_ident(), (now, False))
         # A reentrant checkpoint runs its function without gradients.
-        if (now is None or now is checkpoint) and (torch.is_grad_enabled() or not grad):
+        if now in (0, start) and (torch.is_grad_enabled() or not grad):
             return False
         warnings.warn(
             f"{func.__name__} in an activation checkpoint or under no_grad, within the forward of "
             "a model, stays torch's own: backward would repeat it with another mask. Use a layer "
             "of sitout.nn there, or checkpoint the whole model.",
-            stacklevel=4,
+            stacklevel=5,
         )
         return True
 
 
-def _checkpoint() -> Any:
-    """Return the hook of the activation checkpoint that is in force; None without one."""
+def _checkpoint() -> int:
+    """Return the id of the activation checkpoint that is in force; 0 without one."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     is_one = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-    return hooks[0] if hooks is not None and is_one else None
+    return id(hooks[0]) if is_one else 0
 
 
 def install(module: nn.Module, mode: Mode) -> Callable[[], None]:

@@ -36,7 +36,7 @@ def guard(model: nn.Module, where: Where = None) -> Iterator[None]:
     nearest module above it that has parameters has none that requires a gradient.
 
     While the block is open, guarded modules have a hook. In compiled code, where hooks would
-    compile anew, the mode that the modules have at the two ends of the block counts instead.
+    compile anew, the mode that the modules have at the end of the block counts instead.
 
     Args:
         model: that trains; the compiled one if you compile.
@@ -91,9 +91,7 @@ class Watch:
         self._compiled = {path: found[path] for path in hidden}
         for path, rate in found.items():
             self._modes[path] = []
-            if path in self._compiled:
-                self._modes[path].append(rate.module.training)
-            else:
+            if path not in self._compiled:
                 self._handles += [_note(m, self._modes[path]) for m in _readers(model, rate)]
         if one_forward and self._handles:
             end = model.register_forward_hook(lambda *_: self.close(), always_call=True)
