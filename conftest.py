@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo  # noqa: F401 (what torchvision's import asks for, before anything imports it)
 
 import sitout
 import sitout.masks

@@ -1,7 +1,12 @@
 """How the documentation is built: ``sphinx-build docs docs/_build``, without a network."""
 
 import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import zoo  # noqa: E402, F401 (what torchvision's import asks for)
 
 project = "sitout"
 author = project_copyright = "The sitout developers"
@@ -45,6 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|npt|numpy|pd|pandas|optuna|os|collections|pathlib|types)\..*"),
     (r"py:.*", r"Tensor|Path|Sequence|Mapping|Callable|ModuleType|ProcessGroup|DeviceMesh"),
     (r"py:.*", r"TypeError|ValueError|ImportError|Exception"),
+    (r"py:class", r"nn\.Module|Where|TrainingArguments|Trainer(State|Control)"),
     (r"py:class", r"Features|Law|sitout\.data\._layouts\.(Table|Grid)"),
 ]
 

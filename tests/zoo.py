@@ -89,7 +89,14 @@ _SWIN: dict[str, Any] = {
     **{"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (2, 2)},
     "num_heads": (1, 2),
 }
-_MIXER: dict[str, Any] = {"img_size": 64}
+
+
+def _mixer(**more: Any) -> Built:
+    from timm.models.mlp_mixer import MlpMixer
+
+    model = MlpMixer(3, img_size=32, patch_size=16, num_blocks=3, embed_dim=24, **more)
+    nn.init.normal_(model.get_parameter("head.weight"))  # timm starts with zeros there
+    return model, (torch.randn(2, 3, 32, 32),), {}
 
 
 # transformers
@@ -103,9 +110,14 @@ def _bert(**more: Any) -> Built:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=16, **more
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        **more,
+    )
     return BertModel(config), (), {"input_ids": _ids()}
 
 
@@ -113,9 +125,14 @@ def _gpt2() -> Built:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=1,
+        vocab_size=40,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=16,
+        bos_token_id=1,
         eos_token_id=2,
-    )  # fmt: skip
+    )
     return GPT2LMHeadModel(config), (), {"input_ids": _ids()}
 
 
@@ -123,9 +140,15 @@ def _llama(**more: Any) -> Built:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=16, **more
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        **more,
+    )
     return LlamaForCausalLM(config), (), {"input_ids": _ids()}
 
 
@@ -133,9 +156,14 @@ def _t5() -> Built:
     from transformers import T5Config, T5Model
 
     config = T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
         decoder_start_token_id=0,
-    )  # fmt: skip
+    )
     return T5Model(config), (), {"input_ids": _ids(), "decoder_input_ids": _ids(5)}
 
 
@@ -143,10 +171,17 @@ def _bart(**more: Any) -> Built:
     from transformers import BartConfig, BartModel
 
     config = BartConfig(
-        vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        max_position_embeddings=16, **more,
-    )  # fmt: skip
+        vocab_size=40,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=16,
+        **more,
+    )
     return BartModel(config), (), {"input_ids": _ids(), "decoder_input_ids": _ids(5)}
 
 
@@ -154,10 +189,17 @@ def _wav2vec2(**more: Any) -> Built:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     config = Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3), num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2, apply_spec_augment=False, **more,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8, 8),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        **{"apply_spec_augment": False, **more},
+    )
     return Wav2Vec2Model(config), (torch.randn(2, 400),), {}
 
 
@@ -165,9 +207,14 @@ def _hf_vit(**more: Any) -> Built:
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        image_size=16, patch_size=4, **more,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=4,
+        **more,
+    )
     return ViTModel(config), (torch.randn(2, 3, 16, 16),), {}
 
 
@@ -211,24 +258,34 @@ MODELS: dict[str, Callable[[], Built]] = {
     "torch-lstm": _lstm,
     "timm-vit": _timm("vit_tiny_patch16_224", 32, **_VIT),
     "timm-vit-drop": _timm(
-        "vit_tiny_patch16_224", 32, **_VIT, drop_rate=0.3, pos_drop_rate=0.05, patch_drop_rate=0.25,
-        proj_drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.2,
-    ),  # fmt: skip
+        "vit_tiny_patch16_224",
+        32,
+        **_VIT,
+        drop_rate=0.3,
+        pos_drop_rate=0.05,
+        patch_drop_rate=0.25,
+        proj_drop_rate=0.1,
+        attn_drop_rate=0.2,
+        drop_path_rate=0.2,
+    ),
     "timm-convnext": _timm("convnext_atto", 32, **_CONVNEXT),
     "timm-convnext-drop": _timm(
         "convnext_atto", 32, **_CONVNEXT, drop_rate=0.3, drop_path_rate=0.2
     ),
     "timm-swin": _timm("swin_tiny_patch4_window7_224", 32, **_SWIN),
     "timm-swin-drop": _timm(
-        "swin_tiny_patch4_window7_224", 32, **_SWIN, drop_rate=0.3, proj_drop_rate=0.1,
-        attn_drop_rate=0.2, drop_path_rate=0.3,
-    ),  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        32,
+        **_SWIN,
+        drop_rate=0.3,
+        proj_drop_rate=0.1,
+        attn_drop_rate=0.2,
+        drop_path_rate=0.3,
+    ),
     "timm-efficientnet": _timm("efficientnet_b0", 32),
     "timm-efficientnet-drop": _timm("efficientnet_b0", 32, drop_rate=0.3, drop_path_rate=0.2),
-    "timm-mixer": _timm("mixer_s32_224", 64, **_MIXER),
-    "timm-mixer-drop": _timm(
-        "mixer_s32_224", 64, **_MIXER, drop_rate=0.3, proj_drop_rate=0.1, drop_path_rate=0.2
-    ),
+    "timm-mixer": _mixer,
+    "timm-mixer-drop": lambda: _mixer(drop_rate=0.3, proj_drop_rate=0.1, drop_path_rate=0.2),
     "hf-bert": _bert,
     "hf-bert-eager": lambda: _bert(attn_implementation="eager"),
     "hf-gpt2": _gpt2,
@@ -236,17 +293,17 @@ MODELS: dict[str, Callable[[], Built]] = {
     "hf-llama-drop": lambda: _llama(attention_dropout=0.1),
     "hf-t5": _t5,
     "hf-bart": lambda: _bart(attention_dropout=0.2, activation_dropout=0.3),
+    "hf-bart-same": lambda: _bart(activation_dropout=0.1),
     "hf-bart-layerdrop": lambda: _bart(encoder_layerdrop=0.2, decoder_layerdrop=0.3),
     "hf-wav2vec2": _wav2vec2,
+    "hf-wav2vec2-augment": lambda: _wav2vec2(apply_spec_augment=True, mask_time_prob=0.3),
     "hf-wav2vec2-drop": lambda: _wav2vec2(
         attention_dropout=0.15, activation_dropout=0.25, feat_proj_dropout=0.05, layerdrop=0.3
     ),
     "hf-vit": _hf_vit,
-    "hf-vit-drop": lambda: _hf_vit(
-        hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1
-    ),
+    "hf-vit-drop": lambda: _hf_vit(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1),
     "pyg-gat": lambda: _gnn("GAT", heads=2, dropout=0.4),
     "pyg-gcn": lambda: _gnn("GCN", dropout=0.4),
     "pyg-dropout-edge": _edge_dropper,
 }
-"""By name, a function that builds a model, its inputs and its keywords; call it by :func:`build`."""
+"""By name, a function that makes a model, its inputs and its keywords; :func:`build` calls it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -130,6 +129,11 @@ def _statements(made: Any) -> tuple[Statement, ...]:
     return tuple(found)
 
 
+def is_readable(made: Any) -> bool:
+    """Return whether the source of a forward can be read, not that of a class from a shell."""
+    return _method(made, "forward") is not None
+
+
 @dataclass(frozen=True)
 class _Method:
     tree: ast.AST
@@ -164,8 +168,7 @@ def _method(made: Any, name: str) -> _Method | None:
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, SyntaxError, TypeError):
         return None
-    names = vars(sys.modules[function.__module__]) if function.__module__ in sys.modules else {}
-    return _Method(tree, inspect.getsourcefile(function) or "", line, names)
+    return _Method(tree, inspect.getsourcefile(function) or "", line, function.__globals__)
 
 
 def _path(node: ast.AST) -> str:

@@ -12,6 +12,8 @@ from . import _checks
 One = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Where = One | Iterable[One] | None
 
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
 
 def matcher(where: Where, owner: str) -> Callable[[str, nn.Module], bool]:
     """Return the predicate on a qualified name and its module that ``where`` stands for.
@@ -58,3 +60,13 @@ def nothing_found(where: Where, owner: str, what: str, names: Iterable[str]) -> 
         if not near:
             way_out = f"There are {', '.join(map(repr, some))}{' ...' if names[3:] else ''}."
     return ValueError(_checks.message(f"`where` of {owner}", f"that of {what}", where, way_out))
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """Return a qualified name without what wrappers add: the only child of its parent."""
+    parts, module = [], model
+    for part in name.split(".") if name else []:
+        if part not in _WRAPPERS or len(module._modules) > 1:
+            parts.append(part)
+        module = module.get_submodule(part)
+    return ".".join(parts)

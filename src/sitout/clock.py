@@ -23,6 +23,7 @@ from ._clock_rules import (
     warn_of_others,
 )
 from ._ticker import Block, State, Ticker, recompute_of
+from ._where import plain_name
 from .masks import SPEC_VERSION, MaskKey
 from .nn._base import Site
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = ["MaskClock"]
-
-_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 class MaskClock:
@@ -303,23 +302,13 @@ def _sites_of(model: torch.nn.Module) -> dict[str, Site]:
     layers: dict[str, Site] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, Site):
-            plain = _plain(model, name)
+            plain = plain_name(model, name)
             layers[name if plain in layers else plain] = layer
     return layers
 
 
 def _is_bound(layer: Site, state: State) -> bool:
     return isinstance(layer._ticker, Ticker) and layer._ticker.state is state
-
-
-def _plain(model: torch.nn.Module, name: str) -> str:
-    """Return a qualified name without what wrappers add: the only child of its parent."""
-    parts, module = [], model
-    for part in name.split(".") if name else []:
-        if part not in _WRAPPERS or len(module._modules) > 1:
-            parts.append(part)
-        module = module.get_submodule(part)
-    return ".".join(parts)
 
 
 def _join(spans: list[tuple[int, int]], new: tuple[int, int]) -> list[tuple[int, int]]:

@@ -148,7 +148,6 @@ if has("timm"):
 if has("torchvision"):
     MAKERS |= {
         "torchvision ConvNeXt": _vision("convnext_tiny"),
-        "torchvision EfficientNet": _vision("efficientnet_b0"),
     }
 if has("transformers"):
     MAKERS |= {

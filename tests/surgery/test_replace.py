@@ -224,7 +224,7 @@ def test_nothing_to_replace_says_what_drops_elsewhere():
     model = nn.Sequential(nn.LSTM(4, 4, 2, dropout=0.2))
     with pytest.raises(ValueError, match=r"LSTM.dropout \(p=0.2, rnn\), a float attribute: '0.dr"):
         replace(model)
-    with pytest.raises(ValueError, match=r"Got 'Linear'. Nothing drops in it"):
+    with pytest.raises(ValueError, match=r"Got 'Linear'. No dropout was found in it"):
         replace(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         replace("model")

@@ -101,7 +101,7 @@ def run(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Ru
     """Run a model as the rules need it; it is afterwards as it was."""
     with probing(model) as probe:
         flow = Flow()
-        train = _recorder(probe, flow)
+        train = flow.recorder = _recorder(probe, flow)
         probe.run(inputs, kwargs, training=True, recorder=train)
         again = probe.run(inputs, kwargs, training=True, recorder=_recorder(probe))
         rewritten = probe.snapshot.rewritten()

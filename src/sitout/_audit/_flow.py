@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from .._sites._draws import Application
-    from .._sites._recorder import Place
+    from .._sites._recorder import Place, Recorder
 
 aten = torch.ops.aten
 _weak: Any = StorageWeakRef
@@ -32,6 +32,7 @@ _ELU = _overloads("elu", "elu_")
 _WEIGHTS = _overloads("addmm", "mm", "bmm", "baddbmm", "convolution", "_convolution", "linear")
 SCALE = _overloads("mul", "mul_", "div", "div_")
 _ADD = _overloads("add", "add_")
+_SUM = _overloads("sum", "mean", "index_add", "index_add_", "scatter_add", "scatter_add_")
 _SHAPE = _overloads(
     *("view", "_unsafe_view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand"),
     *("clone", "_to_copy", "detach", "alias", "t", "slice", "select", "contiguous"),
@@ -47,7 +48,8 @@ class _Fact:
         dropped: sites that it went through, with the number of weights since, and whether it was
             added to something else of its shape since.
         masked: the site whose mask was the last thing that it met.
-        factor: of its kept elements by that mask; without a site, a number it was multiplied by.
+        factor: of its kept elements by that mask.
+        scaled: the numbers that it was multiplied by besides, each with the module that did it.
         written: the site that has dropped in place in it.
     """
 
@@ -55,6 +57,7 @@ class _Fact:
     dropped: tuple[tuple[Place, int, bool], ...] = ()
     masked: Place | None = None
     factor: float = 1.0
+    scaled: tuple[tuple[str, float], ...] = ()
     written: Place | None = None
 
 
@@ -72,8 +75,11 @@ class Flow(Listener):
             is no channel.
         saved: (site, op) that drops in place in what the op saved for its gradient.
         reused: sites that drop in place in a tensor that is added to the result.
-        factors: what a mask made by hand multiplies the kept elements by.
+        factors: what a mask made by hand multiplies the kept elements by, and the numbers that
+            they are multiplied by just before and after, each with the module that does it.
+        recorder: that knows which module is running.
         no_rng: sites inside a checkpoint that does not restore the random generators.
+        scalings: modules that multiply by a number, with the number.
     """
 
     after_selu: dict[Place, list[bool]] = field(default_factory=dict)
@@ -81,10 +87,13 @@ class Flow(Listener):
     rows: list[tuple[Place, str]] = field(default_factory=list)
     saved: list[tuple[Place, str]] = field(default_factory=list)
     reused: list[Place] = field(default_factory=list)
-    factors: dict[Place, float] = field(default_factory=dict)
+    factors: dict[Place, tuple[float, tuple[tuple[str, float], ...]]] = field(default_factory=dict)
+    recorder: Recorder | None = None
     no_rng: list[Place] = field(default_factory=list)
+    scalings: list[tuple[str, float]] = field(default_factory=list)
     _facts: dict[int, tuple[Any, _Fact]] = field(default_factory=dict)
     _applied: Tensor | None = None
+    _opened: Tensor | None = None
 
     def of(self, value: object) -> _Fact:
         """Return what is known of a tensor."""
@@ -123,6 +132,7 @@ class Flow(Listener):
     def open(self, place: Place, x: Tensor, inplace: bool) -> None:
         """See what a site drops from."""
         self.after_selu.setdefault(place, []).append(self.of(x).selu)
+        self._opened = x
         if _is_checkpointed_without_rng() and place not in self.no_rng:
             self.no_rng.append(place)
         if inplace:
@@ -136,13 +146,13 @@ class Flow(Listener):
         if not isinstance(made.out, Tensor):
             return
         before = self.of(made.x)
-        factor = 1.0 if before.masked is not None else before.factor
-        if made.mask is not None and made.func in SCALE:
-            factor *= float(made.mask.max()) if made.mask.numel() else 1.0
+        factor, scaled = 1.0, () if before.masked is not None else before.scaled
+        if made.mask is not None and made.func in SCALE and made.mask.numel():
+            factor = float(made.mask.max())
         if factor:  # else all units dropped, and nothing shows the factor
-            self.factors[place] = factor
+            self.factors[place] = factor, scaled
         dropped = (*before.dropped, (place, 0, False))
-        fact = _Fact(dropped=dropped, masked=place, factor=factor, written=before.written)
+        fact = _Fact(False, dropped, place, factor, scaled, before.written)
         self._learn(made.out, fact)
         self._applied = made.out
 
@@ -172,15 +182,20 @@ class Flow(Listener):
                 self.reused.append(written)
         if tensors[0] is out and facts[0].masked is not None:
             return  # in place, as alpha dropout adds its shift
-        summed = func in _ADD and len({tensor.numel() for tensor in tensors}) < len(tensors)
+        same = func in _ADD and len({tensor.numel() for tensor in tensors}) < len(tensors)
+        summed = same or func in _SUM
         self._learn(out, _Fact(dropped=_onwards(facts, func in _WEIGHTS, summed)))
 
     def _scale(self, x: Any, out: Any, number: float) -> None:
         """Take note of a factor, before a mask or after it."""
         fact = self.of(x)
-        fact = replace(fact, factor=fact.factor * number, selu=False)
-        if fact.masked is not None and fact.factor:
-            self.factors[fact.masked] = fact.factor
+        if x is self._opened and fact.masked is not None:  # the next site begins, by a number
+            fact = replace(fact, masked=None, scaled=())
+        where = self.recorder.stack[-1].name if self.recorder and self.recorder.stack else ""
+        self.scalings.append((where, number))
+        fact = replace(fact, scaled=(*fact.scaled, (where, number)), selu=False)
+        if fact.masked in self.factors:
+            self.factors[fact.masked] = fact.factor, fact.scaled
         self._learn(out, fact)
 
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._sites import Site
-    from ._evidence import Evidence
+    from .._sites._recorder import Place
+    from ._evidence import Evidence, Runs
     from ._finding import Severity
 
-_MEANT = re.compile(r"(?i)^mc_?drop|monte_?carlo|bayes|always_?on|persistent_?drop")
+_MEANT = re.compile(r"(?i)^mc_?drop|monte_?carlo|bayes|always_?on|persistent_?drop|(?-i:MAE)")
 _HAND_MADE = ("mask", "drop_path", "layer_drop", "subset")
 
 
@@ -23,8 +24,18 @@ def _active(evidence: Evidence) -> Iterator[Site]:
     runs = evidence.runs
     for key, place in (runs.evaluation.places if runs else {}).items():
         site = runs.site_of(place) if runs else None
-        if place.on and (place.draws or place.via != "module") and site is not None and key:
+        anew = runs is not None and _draws_anew(runs, place)
+        if place.on and (anew or place.via != "module") and site is not None and key:
             yield site
+
+
+def _draws_anew(runs: Runs, place: Place) -> bool:
+    """Return whether a place of an evaluation draws numbers, not only uses those of training."""
+    known: set[int] = set()
+    for recorder in (runs.train, runs.again):
+        before = recorder.places.get(place.key)
+        known |= before.draws if before is not None else set()
+    return any(number < 0 or number not in known for number in place.draws)
 
 
 @rule("A1", "always-on-dropout", "error")
@@ -68,7 +79,8 @@ def stochastic_in_evaluation(evidence: Evidence) -> Iterator[Hit]:
     for site in active:
         if site.via == "mask" and site.kind != "outside":
             message = f"A random mask ({site.kind}, {rate(site.p)}) is at work in evaluation too."
-            yield at(site, message, "Make it depend on self.training.")
+            severity: Severity | None = "note" if _MEANT.search(site.type) else None
+            yield at(site, message, "Make it depend on self.training.", severity)
     if runs.differs and not active:
         ops = [f"{op} in {name or 'the model'}" for op, name in dict.fromkeys(runs.random_ops)]
         ops += [f"{name}, outside of torch" for name in runs.evaluation.outside]
@@ -104,7 +116,8 @@ def mask_is_kept(evidence: Evidence) -> Iterator[Hit]:
             yield at(site, f"The second training forward has the mask of the first.{held}", fix)
     for place in runs.evaluation.places.values():
         site = runs.site_of(place)
-        if site is not None and place.on and not place.draws and place.via == "module":
+        anew = _draws_anew(runs, place)
+        if site is not None and place.on and not anew and place.via == "module":
             yield at(site, f"{site.type} goes on dropping in evaluation, by a mask it keeps.", fix)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from .._rates import is_number
 from .._sites._recorder import Place, plain
-from .._sites._site import wilson
 from ._rule import Hit, at, rate, rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._evidence import Evidence
+    from ._evidence import Evidence, Runs
     from ._finding import Severity
 
-_SURE = 5.0  # standard deviations: one false alarm in two million sites
+_SURE = 15.0  # exp(-15): one false alarm in two million sites
 _BLOCKS = 20  # fewer say little about a rate
 _UNSCALED = ("alpha", "feature_alpha", "gaussian", "subset", "drop_block", "layer_drop", "rnn")
 
@@ -67,43 +67,69 @@ def rate_does_not_hold(evidence: Evidence) -> Iterator[Hit]:
 
 def doubt(place: Place) -> str:
     """Return what speaks against the rate of a place; "" if nothing does."""
-    if place.wanted and not place.on:
+    if place.wanted and not place.on and not _is_rounded_away(place):
         return f"{rate(place.p)} is asked for in training, and nothing drops."
     if place.kind in ("subset", "drop_block", "layer_drop", "gaussian") or not place.bits:
         return ""
     if place.p is None or len(set(place.asked)) != 1 or not place.on:
         return ""
-    dropped = round(place.dropped)
-    low, high = wilson(dropped, place.bits, _SURE)
-    if low - 1e-4 <= place.p <= high + 1e-4:
+    seen = place.dropped / place.bits
+    if place.bits * _distance(seen, min(max(seen, place.p - 1e-4), place.p + 1e-4)) < _SURE:
         return ""
-    return f"{rate(place.p)} is asked for, but {dropped / place.bits:.4g} of {place.bits} drop."
+    return f"{rate(place.p)} is asked for, but {seen:.4g} of {place.bits} drop."
+
+
+def _is_rounded_away(place: Place) -> bool:
+    """Return whether a choice of tokens leaves out none because the rate asks for less than one."""
+    tokens = place.shape[1] if place.shape and len(place.shape) > 1 else 0
+    return place.kind == "subset" and (place.p or 0.0) * tokens < 1.0
+
+
+def _distance(seen: float, p: float) -> float:
+    """Return how far a share is from a rate: n bits show it by chance with less than exp(-n d).
+
+    Reference:
+        Chernoff 1952, Annals of Mathematical Statistics 23:493-507: the tail of the binomial.
+    """
+    pairs = ((seen, p), (1.0 - seen, 1.0 - p))
+    return sum(a * math.log(a / b) if b > 0.0 else math.inf for a, b in pairs if a > 0.0)
 
 
 @rule("A25", "not-scaled", "warning")
 def not_scaled(evidence: Evidence) -> Iterator[Hit]:
     """A mask that does not make up for what it drops."""
     runs = evidence.runs
-    for place, factor in runs.flow.factors.items() if runs else ():
+    for place, (factor, scaled) in runs.flow.factors.items() if runs else ():
         site = runs.site_of(place) if runs else None
         p = place.p
         if site is None or p is None or not 0.02 <= p < 1.0 or place.kind in _UNSCALED:
             continue
-        if doubt(place):
-            continue  # another rule
-        if getattr(place.module, "scale_by_keep", True) is False:
+        if doubt(place) or site.active_in_eval or not getattr(place.module, "scale_by_keep", True):
+            continue  # another rule, or a user's wish
+        if isinstance(place.module, torch.jit.ScriptModule) or len(set(place.asked)) != 1:
+            continue  # its numbers are tensors; or several calls are one place
+        always = runs.scalings if runs else []
+        factor *= math.prod(number for where, number in scaled if (where, number) not in always)
+        in_eval = 1.0 - p if runs and _makes_up_for_it(runs, place) else 1.0
+        if math.isclose(factor * (1.0 - p), in_eval, rel_tol=0.02):
             continue
-        scaled_later = any(
-            name == place.name and math.isclose(number, 1.0 - p, rel_tol=0.01)
-            for name, number in (runs.scalings if runs else ())
+        once_more = f", and evaluation multiplies by {in_eval:.4g}" if in_eval < 1.0 else ""
+        yield at(
+            site,
+            f"What {rate(p)} keeps is multiplied by {factor:.4g} instead of "
+            f"{in_eval / (1.0 - p):.4g}{once_more}: the means of the two modes differ.",
+            "Divide by 1 - p in training, once, or use sitout.nn.Dropout.",
         )
-        if not math.isclose(factor * (1.0 - p), 1.0, rel_tol=0.02) and not scaled_later:
-            yield at(
-                site,
-                f"What {rate(p)} keeps is multiplied by {factor:.4g} instead of "
-                f"{1.0 / (1.0 - p):.4g}: the mean in training is not that in evaluation.",
-                "Divide by 1 - p in training, or use sitout.nn.Dropout.",
-            )
+
+
+def _makes_up_for_it(runs: Runs, place: Place) -> bool:
+    """Return whether evaluation, and it alone, multiplies by the share that training keeps."""
+    near = (place.name, place.name.rpartition(".")[0])
+    return any(
+        where in near and math.isclose(number, 1.0 - (place.p or 0.0), rel_tol=0.01)
+        for where, number in runs.scalings
+        if (where, number) not in runs.flow.scalings
+    )
 
 
 @rule("A30", "dropblock-does-not-fit", "error")

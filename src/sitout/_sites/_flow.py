@@ -194,5 +194,5 @@ def _number(args: tuple[Any, ...], mine: Tensor) -> float | None:
         if isinstance(value, (int, float)):
             return float(value)
         if isinstance(value, Tensor) and value is not mine and value.numel() == 1:
-            return None if value.is_meta else float(value)
+            return None if value.is_meta else float(value.detach())
     return None

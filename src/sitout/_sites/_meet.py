@@ -114,9 +114,11 @@ def decision(draw: Draw, func: Any) -> Application | None:
 def blurred(met: Meeting, out: Tensor) -> Draw | None:
     """Return what is known of a random tensor that has met one that is not random."""
     draw, func = met.draw, met.func
+    law: Law = "bits" if draw.law == "bits" else "normal"
     if func in _JOIN and draw.law != "index":
-        law: Law = "bits" if draw.law == "bits" else "normal"
         return replace(draw, law=law, true=None, scale=None)
+    if func in _FILL | _SCATTER and met.args[0] is met.mine and func not in PICK:
+        return draw if draw.law == "bits" else replace(draw, law=law)  # some are overwritten
     if not met.constant:
         return None
     if func in _SCATTER and draw.law == "index":

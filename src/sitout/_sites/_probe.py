@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from .. import _checks
@@ -24,6 +25,7 @@ from ._snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LAZY = (UninitializedParameter, UninitializedBuffer)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule")
 
 
@@ -50,7 +52,8 @@ def sites(model: nn.Module, *inputs: Any, **kwargs: Any) -> Sites:
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: the batch has one sample and a BatchNorm cannot train on it.
+        ValueError: the batch has one sample and a BatchNorm cannot train on it; or the model has
+            lazy layers that have not run yet.
 
     Example:
         >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1)
@@ -136,12 +139,18 @@ def unwrapped(model: object, owner: str) -> nn.Module:
 
     Raises:
         TypeError: it is no module.
+        ValueError: it has lazy layers that have not run yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(_checks.message(f"`model` of {owner}", "a torch.nn.Module", model))
     while type(model).__name__ in _WRAPPERS:
         model = model._modules.get("_orig_mod") or model._modules["module"]
         assert model is not None
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, tensor in tensors if isinstance(tensor, _LAZY)]
+    if lazy:
+        way_out = "Run the model once: lazy layers learn their shapes from their first inputs."
+        raise ValueError(_checks.message(f"`model` of {owner}", "initialized", lazy, way_out))
     return model
 
 
@@ -159,7 +168,8 @@ def _copied(inputs: Any) -> Any:
 
 def _copy(one: Any) -> Any:
     if isinstance(one, Tensor):
-        return one.detach().clone().requires_grad_(one.requires_grad)
+        copy = one.detach().clone().requires_grad_(one.requires_grad)
+        return copy if one.is_leaf else copy.clone()  # which may be written to
     if isinstance(one, torch.Generator):
         return one.clone_state()
     if isinstance(one, nn.Module):
@@ -186,9 +196,8 @@ def merged(model: nn.Module, train: Recorder, evaluation: Recorder) -> list[Site
             _site(train.places.get(key), evaluation.places.get(key), feeding, evaluation.fast)
         )
     found += [_outside_site(model, name, train, evaluation) for name in train.outside]
-    ran = {site.rate_at for site in found}
     for rate in known:
-        if plain(rate.path) not in ran and is_number(rate.p) and rate.p > 0.0:
+        if rate.key not in feeding.used and is_number(rate.p) and rate.p > 0.0:
             found.append(_silent(rate))
     return found
 
@@ -197,7 +206,8 @@ class _Feeding:
     """Which rate feeds which place."""
 
     def __init__(self, model: nn.Module, known: list[Rate]) -> None:
-        self._own = {(plain(rate.name), rate.is_layer): rate for rate in reversed(known)}
+        self.used: set[tuple[int, str]] = set()
+        self._own = {(id(rate.module), rate.is_layer): rate for rate in reversed(known)}
         self._by_name: dict[str, list[Rate]] = {}
         for rate in known:
             if rate.is_layer:  # a layer whose parent reads its rate as a number
@@ -207,13 +217,14 @@ class _Feeding:
                     self._by_name.setdefault(parent, []).append(rate)
             else:
                 self._by_name.setdefault(plain(rate.name), []).append(rate)
+        self._by_key = {rate.key: rate for rate in known}
 
     def __call__(self, place: Place) -> str | None:
         """Return the path of the attribute that holds the rate of a place, if there is one."""
         if place.via in ("module", "attribute"):
-            rate = self._own.get((place.name, place.via == "module"))
-            return plain(rate.path) if rate is not None else None
-        near = self._by_name.get(place.name, [])
+            rate = self._own.get((id(place.module), place.via == "module"))
+            return None if rate is None else self._use(rate, place.name)
+        near = self._by_name.get(place.name, []) + self._of_others(place)
         asked = -1.0 if place.p is None else place.p
         same = [rate for rate in near if is_number(rate.p) and math.isclose(rate.p, asked)]
         line = statement(type(place.module), place.source) if same else None
@@ -223,11 +234,22 @@ class _Feeding:
                 return None  # it is called with a literal number
             same = read or same
         same.sort(key=lambda rate: rate.kind != place.kind)
-        return plain(same[0].path) if same else None
+        return self._use(same[0], plain(same[0].name)) if same else None
+
+    def _use(self, rate: Rate, name: str) -> str:
+        self.used.add(rate.key)
+        return f"{name}.{rate.attribute}".removeprefix(".")
+
+    def _of_others(self, place: Place) -> list[Rate]:
+        """Return the rates that a module shares with one that was named before: of its config."""
+        own = [rate for rate in rates(place.module) if not rate.name and not rate.is_layer]
+        return [self._by_key[rate.key] for rate in own if rate.key in self._by_key]
 
 
 def _relative(place: Place, rate: Rate) -> str:
     """Return the path of a rate as the code of a place reads it: ``dropout.p``."""
+    if not rate.is_layer:
+        return rate.attribute
     return plain(rate.path).removeprefix(f"{place.name}." if place.name else "")
 
 

@@ -21,7 +21,7 @@ from ..backends._op import _OP as DROP
 from ._calls import CALLS, OWN, Asked, asked, dropped_from, dropping_argument
 from ._draws import NORMAL, PICK, Application, Draws
 from ._flow import Draw
-from ._stack import call_line, own_function, parents
+from ._stack import call_line, origin, own_function, parents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ aten = torch.ops.aten
 _NATIVE = (aten.native_dropout.default, aten._fused_dropout.default)
 _FAST = (aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default)
 _LISTS = (Tensor.tolist, Tensor.numpy)
+_TELLING = 64  # bits; fewer come again by chance
 # Inside of these a function mode would switch torch's fast path off.
 _FAST_MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -136,6 +137,7 @@ class Recorder:
         self._kinds: dict[int, str | None] = {}
         self._snapshot, self._hash, self._twice = snapshot, thorough, thorough
         self.draws = Draws()
+        self._decided: set[int] = set()  # draws of one number that have decided what code runs
         self._own = 0  # numbers of the draws of fused ops, downwards
         self._scope: Place | None = None  # the site that is running: what it calls belongs to it
         self._thread = threading.get_ident()
@@ -317,6 +319,10 @@ class Recorder:
     def _apply(self, made: Application) -> None:
         if self._scope is None and made.draw.scale is None and made.dropped == 0.0:
             return  # it need not be a mask; in a site that drops it is one, and nothing fell to it
+        if made.x is None and made.draw.size == 1:
+            if made.draw.number in self._decided:
+                return  # one random number that several lines read
+            self._decided.add(made.draw.number)
         place = self._scope or self._by_hand(made)
         fresh = made.draw.number not in place.draws
         if self._scope is None:
@@ -361,8 +367,9 @@ class Recorder:
                 bits = min(made.draw.size, mask.numel())  # the mask may be a slice of the draw
                 place.bits += bits
                 place.dropped += made.dropped * bits
-            if self._hash:
-                place.masks.append(bytes((mask.reshape(-1)[:4096] != 0).cpu().numpy()))
+            if self._hash and made.draw.size >= _TELLING:
+                some = mask.reshape(-1)[:: max(1, mask.numel() // 4096)]
+                place.masks.append(bytes((some != 0).cpu().numpy()))
 
     def _called(self, kind: str, function: str) -> Place:
         """Return the place of a function call in the code of the module that is running."""
@@ -373,7 +380,7 @@ class Recorder:
             place = self._place(key, running.name, module, "attribute", kind, self.stack[:-1])
         else:
             source = call_line(parents(self.stack))
-            key = ("call", running.name, function, source)
+            key = ("call", running.name, function, source, origin())
             place = self._place(key, running.name, module, "call", kind, None, source)
         place.function = function
         return place
@@ -420,8 +427,8 @@ class Recorder:
             for running in reversed(self.stack):
                 under = f"{running.name}." if running.name else ""
                 inside = [name for name in names if name.startswith(under)]
-                if inside:
-                    return min(inside, key=len)
+                if inside:  # its own child, or else the first
+                    return min(inside, key=lambda name: "." in name[len(under) :])
         return names[0]
 
 

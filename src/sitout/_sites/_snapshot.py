@@ -36,6 +36,7 @@ class Snapshot:
         self.names = {id(module): name for name, module in reversed([*model.named_modules()])}
         self.modules = list(model.modules())
         self.attributes = [_Attributes(module) for module in self.modules]
+        self._modes = [(module, module.training) for module in self.modules]
         self.buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
         self.written: dict[str, tuple[Tensor, Tensor]] = {}
         self.in_forward: set[str] = set()
@@ -62,11 +63,15 @@ class Snapshot:
 
     def restore(self) -> list[str]:
         """Give everything back; return the paths of the attributes that had changed."""
-        changed = [
+        changed = self._tensors_changed()
+        changed += [
             f"{self.names[id(module)]}.{key}".removeprefix(".")
             for module, held in zip(self.modules, self.attributes, strict=True)
             for key in held.restore(module)
         ]
+        for module, mode in self._modes:
+            if module.training is not mode:  # a ScriptModule holds it elsewhere
+                module.training = mode
         with torch.no_grad():
             for tensor, data in self._data:
                 if _place(tensor) != _place(data):
@@ -79,7 +84,16 @@ class Snapshot:
                 tensor.data.copy_(copy)
         for give_back in self._generators:
             give_back()
-        return changed
+        return list(dict.fromkeys(changed))
+
+    def _tensors_changed(self) -> list[str]:
+        """Return the paths of the plain attributes whose tensors have other values."""
+        known = {id(one) for pair in self._grads for one in pair}
+        return [
+            name.partition("[")[0]
+            for name, (tensor, copy) in self.written.items()
+            if id(tensor) not in known and not _equal(tensor, copy)
+        ]
 
     def rewritten(self) -> list[str]:
         """Return the names of the parameters whose values the forward changed."""
@@ -88,7 +102,7 @@ class Snapshot:
             name
             for name, (tensor, copy) in self.written.items()
             if name in self.in_forward and id(tensor) in parameters
-            if not torch.equal(tensor, copy)
+            if not _equal(tensor, copy)
         ]
 
 
@@ -200,6 +214,13 @@ def _tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
                 path = f"{name}.{key}".removeprefix(".")
                 found += [(f"{path}[{i}]", tensor) for i, tensor in enumerate(tensors)]
     return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same; NaN is NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _is_plain(tensor: Tensor) -> bool:

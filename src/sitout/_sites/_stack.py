@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from .. import functional
@@ -41,6 +43,14 @@ def call_line(modules: list[nn.Module]) -> str | None:
     return None
 
 
+def origin() -> str:
+    """Return ``file.py:12``, the line outside of torch and of this package that is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+        frame = frame.f_back
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 def own_function() -> str:
     """Return the function of this package that is running: ``drop_path``."""
     found, frame = "dropout", sys._getframe(1)
@@ -53,6 +63,7 @@ def own_function() -> str:
     return found
 
 
+_PACKAGES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
 _PLUMBING = {
     nn.Module._wrapped_call_impl.__code__,
     nn.Module._call_impl.__code__,

@@ -12,6 +12,7 @@ from .. import _checks
 from .._rates import rates
 from . import _modes
 from ._change import Held, silent
+from ._unreached import has_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     _check(model)
     held = _silence(list(rates(model)))
-    remove = _modes.install(model, _modes.Zero()) if _has_code(model) else None
+    # A mode where none is needed would keep torch's transformers from their fast path.
+    is_called = any(has_code(module) for module in model.modules())
+    remove = _modes.install(model, _modes.Zero()) if is_called else None
     try:
         yield model
     finally:
@@ -99,15 +102,3 @@ def _release(keys: list[tuple[int, str]]) -> None:
             held.blocks -= 1
             if held.blocks == 0:
                 held.rate.p = silent.pop(key).before
-
-
-def _has_code(model: nn.Module) -> bool:
-    """Return whether a forward in the model is neither torch's nor sitout's, so may call anything.
-
-    A mode where none is needed would keep torch's transformers from their fast path.
-    """
-    return any(
-        "forward" in vars(module)
-        or not type(module).forward.__module__.startswith(("torch.nn.modules.", "sitout.nn."))
-        for module in model.modules()
-    )

@@ -14,6 +14,7 @@ from .. import nn as sitout_nn
 from .._rates import compiled
 from .._where import Where, matcher, nothing_found
 from ._change import Change, Edit, check_model
+from ._modes import keep_from_dynamo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,6 +202,10 @@ def _before(child: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
     if not args and isinstance(kwargs.get(first), Tensor):
         return args, {**kwargs, first: layer(kwargs[first])}
     raise _unfit("input", module, args[0] if args else kwargs)
+
+
+keep_from_dynamo(_after)
+keep_from_dynamo(_before)
 
 
 def _unfit(side: str, module: nn.Module, got: object) -> TypeError:

@@ -120,6 +120,19 @@ def _leave(mode: Mode, module: nn.Module, args: Any, output: Any) -> None:
         _pop_mode()  # type: ignore[no-untyped-call]
 
 
+def keep_from_dynamo(function: Any) -> None:
+    """Let a hook of a compiled root run as it is; within compiled code it is traced all the same.
+
+    Dynamo would compile it by itself, anew for each model and each shape, and give up after 8.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
+keep_from_dynamo(_enter)
+keep_from_dynamo(_leave)
+
 # Where the rate stands among the arguments, and its name.
 _RATE_AT: dict[Any, tuple[int, str]] = {
     F.scaled_dot_product_attention: (4, "dropout_p"),
@@ -134,7 +147,8 @@ _RATE_AT: dict[Any, tuple[int, str]] = {
             *(torch.feature_dropout, torch.feature_dropout_),
             *(torch.alpha_dropout, torch.alpha_dropout_),
             *(torch.feature_alpha_dropout, torch.feature_alpha_dropout_),
-            *(torch.ops.aten.dropout.default, torch.ops.aten.native_dropout.default),
+            *(torch.ops.aten.dropout, torch.ops.aten.dropout.default),
+            *(torch.ops.aten.native_dropout, torch.ops.aten.native_dropout.default),
         ),
         (1, "p"),
     ),

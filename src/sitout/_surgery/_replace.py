@@ -92,23 +92,31 @@ def _survey(model: nn.Module, known: set[int], functional: bool) -> tuple[list[s
     for name, module in model.named_modules():
         if id(module) in known or isinstance(module, (Layer, torch.jit.ScriptModule)):
             continue
-        calls = _unreached.dropping_calls(module)
-        mine = [call for call in calls if functional and _modes.reaches(call)]
-        called.update(dict.fromkeys(_unreached.line_of(call, module) for call in mine))
-        if calls and mine == calls:
+        found = _found_in(module)
+        mine = [line for line, is_reached in found if functional and is_reached]
+        rest = [line for line, _ in found if line not in mine]
+        called.update(dict.fromkeys(mine))
+        if kind_of(module) is None:
+            left += [(line, name) for line in rest]
+        elif mine and not rest:
             done.add(id(module))
-        elif not kind_of(module):
-            others = (call for call in calls if call not in mine)
-            left += [(_unreached.line_of(call, module), name) for call in others]
     left += _unreached.other_layers(model, done)
     left += _unreached.floats(model)
     left += _unreached.borrowed(model, known)
     return list(called), _unreached.grouped(left)
 
 
+def _found_in(module: nn.Module) -> list[tuple[str, bool]]:
+    """Return a line for each call of a forward, and whether a mode reaches it."""
+    calls = _unreached.dropping_calls(module)
+    unread = _unreached.unread(module)
+    found = [(_unreached.line_of(call, module), _modes.reaches(call)) for call in calls]
+    return [*found, (unread, True)] if unread else found
+
+
 def _nothing(model: nn.Module, unreached: list[str]) -> ValueError:
     seen = "; ".join(unreached[:3]) + ("; ..." if unreached[3:] else "")
-    way_out = f"It drops where replace does not reach: {seen}." if seen else "Nothing drops in it."
+    way_out = f"Out of its reach: {seen}." if seen else "No dropout was found in it."
     rule = "one with a dropout layer of torch, timm, torchvision or Hugging Face"
     return ValueError(_checks.message("`model` of replace", rule, type(model).__name__, way_out))
 

@@ -104,7 +104,7 @@ def _values(p: Any, chosen: list[Rate]) -> list[Any]:
     """Return one value for each site."""
     if callable(p):
         return [p(rate.path, rate.p) for rate in chosen]
-    if not isinstance(p, Iterable):
+    if isinstance(p, str) or not isinstance(p, Iterable):
         return [p] * len(chosen)
     values = list(p)
     if len(values) != len(chosen):

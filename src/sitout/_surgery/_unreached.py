@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._rates import Rate, kind_of, rate_attribute, rates
-from .._source import Call, calls, reads
+from .._source import Call, calls, is_readable, reads
 from ..nn._base import Site as Layer
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ def dropping_calls(module: nn.Module) -> list[Call]:
     return [call for call in found if not call.home.startswith("sitout.") and _can_drop(call)]
 
 
+def has_code(module: nn.Module) -> bool:
+    """Return whether a forward is neither torch's nor sitout's, and so may call anything."""
+    home: str = type(module).forward.__module__
+    return "forward" in vars(module) or not home.startswith(("torch.nn.modules.", "sitout.nn."))
+
+
 def is_literal(call: Call) -> bool:
     """Return whether the rate of a call stands in the source: ``F.dropout(x, 0.5)``."""
     node, told = _rate(call)
@@ -79,6 +85,13 @@ def _rate(call: Call) -> tuple[ast.expr | None, bool]:
 def line_of(call: Call, module: nn.Module) -> str:
     """Return ``dropout() in Net, net.py:12``."""
     return f"{call.function}() in {type(module).__name__}, {Path(call.file).name}:{call.line}"
+
+
+def unread(module: nn.Module) -> str:
+    """Return a line for a forward that may call anything and cannot be read; "" for others."""
+    if not has_code(module) or is_readable(type(module)) or hasattr(module, "_orig_mod"):
+        return ""
+    return f"what {type(module).__name__} may call, for its source cannot be read"
 
 
 def other_layers(model: nn.Module, known: set[int]) -> Iterator[tuple[str, str]]:

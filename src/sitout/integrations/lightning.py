@@ -77,7 +77,7 @@ class DropoutCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """What tells two of these callbacks apart in a checkpoint: their ``where``."""
+        """The name of the callback in a checkpoint; two of them have another ``where``."""
         return self._key
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from .. import _checks, _where
 from .._rates import Rate, rates
-from ..clock import _plain
 from ..masks import effective_rate
 from ..nn._base import Site as Layer
 
@@ -31,7 +30,7 @@ def places(model: nn.Module, where: Where, owner: str) -> dict[str, Rate]:
     found: dict[str, Rate] = {}
     seen: list[str] = []
     for rate in rates(model):
-        plain = _path(_plain(model, rate.name), rate.attribute)
+        plain = _path(_where.plain_name(model, rate.name), rate.attribute)
         path = rate.path if plain in seen else plain
         seen.append(path)
         known = dict.fromkeys(names[id(rate.module)])
@@ -59,7 +58,7 @@ def _names(model: nn.Module) -> dict[int, list[str]]:
     """Return the names of every module, with and without what wrappers add."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).extend([_plain(model, name), name])
+        names.setdefault(id(module), []).extend([_where.plain_name(model, name), name])
     return names
 
 
@@ -86,8 +85,7 @@ def drive(rate: Rate, value: float) -> None:
 
 def put(rate: Rate, value: float) -> None:
     """Set a rate as a number."""
-    holder, attribute = rate._holder()  # a frozen Rate has no setter
-    setattr(holder, attribute, value)
+    rate.p = value
 
 
 def in_compiled_code(model: nn.Module, found: Iterable[tuple[str, Rate]]) -> list[str]:

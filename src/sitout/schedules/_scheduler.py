@@ -23,7 +23,7 @@ class RateScheduler:
     """Sets the drop rates of a model to what a schedule says, as a learning rate scheduler does.
 
     The rates of step 0 hold at once. Call :meth:`step` after each optimizer step. Layers of sitout
-    become schedulable (:meth:`sitout.nn.Dropout.schedulable_`), so that a new rate compiles
+    become schedulable, as by their ``schedulable_()``, so that a new rate compiles
     nothing anew. Those of torch, timm and others, and rates that are attributes, as of
     ``MultiheadAttention`` and ``LSTM``, are set as Python numbers. A rate that is held under
     several names is set once.
@@ -90,12 +90,12 @@ class RateScheduler:
 
     @property
     def last_step(self) -> int:
-        """The step whose rates hold now: how many steps have been made."""
+        """The step whose rates hold now, which is how many steps have been made."""
         return self._step
 
     @property
     def rate(self) -> float:
-        """What the schedule says for :attr:`last_step`: a rate, or a factor with ``relative``."""
+        """What the schedule gives for :attr:`last_step`, a rate or with ``relative`` a factor."""
         return self._rate
 
     def rates(self) -> dict[str, float]:
