@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|npt|numpy|pd|pandas|optuna|os|collections|pathlib|types)\..*"),
     (r"py:.*", r"Tensor|Path|Sequence|Mapping|Callable|ModuleType|ProcessGroup|DeviceMesh"),
     (r"py:.*", r"TypeError|ValueError|ImportError|Exception"),
-    (r"py:class", r"nn\.Module|Where|TrainingArguments|Trainer(State|Control)"),
+    (r"py:class", r"nn\.Module|Where|Edit|Rates|sitout\._sites\._site\.(Sites|Measured)|TrainingArguments|Trainer(State|Control)"),
     (r"py:class", r"Features|Law|sitout\.data\._layouts\.(Table|Grid)"),
 ]
 

@@ -16,6 +16,7 @@ PUBLIC = {
         "MaskKey",
         "MaxNorm",
         "Site",
+        "Sites",
         "Study",
         "StudyError",
         "__version__",

@@ -8,7 +8,7 @@ measures whether dropout helps a network on given data.
 
 from . import backends, functional, masks, nn, parallel, schedules
 from ._audit import Audit, Finding, audit, audit_training
-from ._sites import Site, sites
+from ._sites import Site, Sites, sites
 from ._study import Study, StudyError, study
 from ._surgery import Change, MaxNorm, disabled, insert, replace, set_rate
 from ._version import __version__
@@ -23,6 +23,7 @@ __all__ = [
     "MaskKey",
     "MaxNorm",
     "Site",
+    "Sites",
     "Study",
     "StudyError",
     "__version__",

@@ -278,6 +278,10 @@ def test_a_sum_between_dropout_and_batchnorm_makes_a_note(summed, severity):
     assert found(model, X) == {("A8", severity, "drop")}
 
 
+def test_alpha_dropout_on_the_input_of_a_model_may_follow_a_selu():
+    assert not found(nn.Sequential(nn.AlphaDropout(0.25)), X)
+
+
 def test_dropout_in_place_on_a_softmax_is_found():
     """As the attention of TNT in timm."""
 

@@ -94,6 +94,7 @@ class Flow(Listener):
     _facts: dict[int, tuple[Any, _Fact]] = field(default_factory=dict)
     _applied: Tensor | None = None
     _opened: Tensor | None = None
+    _given: Tensor | None = None
 
     def of(self, value: object) -> _Fact:
         """Return what is known of a tensor."""
@@ -115,6 +116,8 @@ class Flow(Listener):
         x = next((arg for arg in args if isinstance(arg, Tensor)), None)
         if x is None:
             return
+        if not name:
+            self._given = x
         dropped = self.of(x).dropped
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for place, weights, summed in dropped:
@@ -131,7 +134,8 @@ class Flow(Listener):
 
     def open(self, place: Place, x: Tensor, inplace: bool) -> None:
         """See what a site drops from."""
-        self.after_selu.setdefault(place, []).append(self.of(x).selu)
+        if x is not self._given:  # else nobody knows where it comes from
+            self.after_selu.setdefault(place, []).append(self.of(x).selu)
         self._opened = x
         if _is_checkpointed_without_rng() and place not in self.no_rng:
             self.no_rng.append(place)

@@ -108,9 +108,15 @@ class Site:
 class Sites(list[Site]):
     """The sites of a model, in the order in which they first ran; prints as a table.
 
-    Attributes:
+    Args:
+        sites: what it holds.
         changed: Python attributes that the forward changed, by their paths; they were given their
-            old values back.
+            old values back. An attribute too.
+
+    Example:
+        >>> sites = sitout.sites(torch.nn.Sequential(torch.nn.ReLU()), torch.ones(2, 3))
+        >>> print(sites)
+        No site: nothing in this model drops anything.
     """
 
     def __init__(self, sites: list[Site], changed: list[str]) -> None:

@@ -54,7 +54,7 @@ def insert(
         layer: makes a layer from its rate, such as ``sitout.nn.DropPath``.
 
     Returns:
-        What was changed: the names of the new layers, with its ``undo``.
+        The names of the new layers, and ``undo``.
 
     Raises:
         TypeError: ``where`` is None or something else, or ``layer`` makes no module.

@@ -27,7 +27,7 @@ def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
     function calls whose rate stands in the source, ``F.dropout(x, 0.5)``.
 
     A rate that compiled code has read is compiled anew. A layer of sitout that is
-    :meth:`~sitout.nn.Dropout.schedulable_` compiles nothing.
+    ``schedulable_`` compiles nothing.
 
     Args:
         model: any module.
