@@ -38,12 +38,12 @@ def package(name: str) -> str:
     return {"hf": "transformers", "pyg": "torch_geometric"}.get(first := name.split("-")[0], first)
 
 
-def build(name: str) -> Built:
-    """Return a model of :data:`MODELS` with its inputs and keywords, the same at each call."""
+def build(name: str, *, large: bool = False) -> Built:
+    """Return a model of :data:`MODELS` or :data:`LARGE` with its inputs, the same at each call."""
     state = torch.get_rng_state()
     torch.manual_seed(5)
     try:
-        return MODELS[name]()
+        return (LARGE if large else MODELS)[name]()
     finally:
         torch.set_rng_state(state)
 
@@ -307,3 +307,91 @@ MODELS: dict[str, Callable[[], Built]] = {
     "pyg-dropout-edge": _edge_dropper,
 }
 """By name, a function that makes a model, its inputs and its keywords; :func:`build` calls it."""
+
+
+# Of the sizes that people train, though not of many layers: for what depends on time.
+
+
+def _words(vocabulary: int = 1000, length: int = 128) -> Tensor:
+    return torch.randint(3, vocabulary, (2, length))
+
+
+def _large_text(name: str, model: str, **options: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        import transformers
+
+        made = getattr(transformers, f"{name}Config")(vocab_size=1000, **options)
+        inputs = {"input_ids": _words()}
+        if name in ("T5", "Bart"):
+            inputs["decoder_input_ids"] = _words(length=64)
+        return getattr(transformers, model)(made), (), inputs
+
+    return make
+
+
+def _large_wav2vec2() -> Built:
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config = Wav2Vec2Config(
+        hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024
+    )
+    return Wav2Vec2Model(config), (torch.randn(2, 16_000),), {}
+
+
+def _large_vit() -> Built:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768
+    )
+    return ViTModel(config), (torch.randn(2, 3, 224, 224),), {}
+
+
+def _large_gat() -> Built:
+    from torch_geometric.nn.models import GAT
+
+    nodes, edges = torch.randn(2000, 128), torch.randint(0, 2000, (2, 16_000))
+    return GAT(128, 128, num_layers=3, heads=4, dropout=0.5), (nodes, edges), {}
+
+
+def _large_transformer() -> Built:
+    model = nn.Transformer(256, 4, 4, 4, 1024, dropout=0.1, batch_first=True)
+    return model, (torch.randn(2, 128, 256), torch.randn(2, 64, 256)), {}
+
+
+def _large_encoder() -> Built:
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.1, batch_first=True)
+    return nn.TransformerEncoder(layer, 4), (torch.randn(2, 128, 256),), {}
+
+
+def _large_lstm() -> Built:
+    return nn.LSTM(128, 256, num_layers=2, dropout=0.3), (torch.randn(64, 8, 128),), {}
+
+
+_BERT = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
+LARGE: dict[str, Callable[[], Built]] = {
+    "torch-transformer": _large_transformer,
+    "torch-encoder": _large_encoder,
+    "torch-lstm": _large_lstm,
+    "timm-vit": _timm("vit_tiny_patch16_224", 224, drop_path_rate=0.1),
+    "timm-convnext": _timm("convnext_atto", 224, drop_path_rate=0.1),
+    "timm-swin": _timm("swin_tiny_patch4_window7_224", 224),
+    "timm-efficientnet": _timm("efficientnet_b0", 224, drop_rate=0.2, drop_path_rate=0.2),
+    "timm-mixer": _timm("mixer_s32_224", 224, proj_drop_rate=0.1),
+    "hf-bert": _large_text("Bert", "BertModel", **_BERT),
+    "hf-gpt2": _large_text("GPT2", "GPT2LMHeadModel", n_embd=256, n_layer=4, n_head=4),
+    "hf-llama": _large_text("Llama", "LlamaForCausalLM", attention_dropout=0.1, **_BERT),
+    "hf-t5": _large_text(
+        "T5", "T5Model", d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_heads=4
+    ),
+    "hf-bart": _large_text("Bart", "BartModel", d_model=256, encoder_layers=4, decoder_layers=4),
+    "hf-wav2vec2": _large_wav2vec2,
+    "hf-vit": _large_vit,
+    "pyg-gat": _large_gat,
+}
+"""Larger ones, as :data:`MODELS`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -867,3 +868,107 @@ def test_the_table_shouts_what_is_on_in_evaluation():
     found = sites(Made(lambda s, x: F.dropout(x, 0.5)), positive())
     assert str(found).splitlines()[1].split()[-3:-1] == ["on", "ON"]
     assert str(found).splitlines()[1].startswith("(root)  dropout (call)  0.5")
+
+
+# Forwards of an unusual kind
+
+
+class Force(nn.Module):
+    """The gradient of an energy: it meets every mask a second time, on the way back."""
+
+    def __init__(self, by_hand):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.0 if by_hand else P))
+        self.by_hand = by_hand
+
+    def forward(self, x):
+        with torch.enable_grad():
+            y = self.energy(x.requires_grad_())
+            if self.by_hand and self.training:
+                y = y * (torch.rand_like(y) > P)
+            y = y.square().sum()
+            return torch.autograd.grad(y, x, create_graph=self.training)[0]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_gradient_inside_of_the_forward_makes_no_site(by_hand):
+    found = [site for site in sites(Force(by_hand), positive()) if site.p]
+    assert [(site.via, site.name, site.calls) for site in found] == [
+        ("mask", "", 1) if by_hand else ("module", "energy.1", 1)
+    ]
+    assert near(found[0])
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+def test_a_transform_of_torch_func_hides_nothing(randomness):
+    def forward(self, x):
+        return torch.vmap(lambda row: F.dropout(row, P), randomness=randomness)(x)
+
+    site = only(Made(forward), positive())
+    assert (site.via, site.kind, site.p, site.active_in_eval) == ("call", "dropout", P, True)
+    site = only(Made(lambda s, x: torch.func.grad(lambda r: F.dropout(r, P).sum())(x)), positive())
+    assert_is(site, "dropout", WIDE, (), "call", evaluation=True)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_has_no_shape_to_tell(layout):
+    x = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(5, 16)], layout=layout)
+    found = sites(nn.Sequential(nn.Dropout(P)), x)
+    assert [(site.p, site.shape, site.measured) for site in found] == [(P, None, None)]
+    assert (found[0].active_in_train, found[0].active_in_eval) == (True, False)
+    assert json.loads(found.to_json())["sites"][0]["shape"] is None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_padded_batch_takes_torchs_fast_path():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=P, batch_first=True)
+    padding = torch.zeros(8, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    x = torch.randn(8, 6, 16)
+    found = sites(nn.TransformerEncoder(layer, 2), x, src_key_padding_mask=padding)
+    assert all("fast path" in site.note and not site.active_in_eval for site in found)
+    assert len(found) == 8
+
+
+def test_a_part_that_fails_and_is_caught_leaves_the_rest_in_its_place():
+    class Fails(nn.Module):
+        def forward(self, x):
+            F.dropout(x, 0.125, self.training)
+            raise RuntimeError
+
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fails, self.drop = Fails(), nn.Dropout(P)
+
+        def forward(self, x):
+            with contextlib.suppress(RuntimeError):
+                self.fails(x)
+            return self.drop(F.dropout(x, 0.5, self.training))
+
+    found = sites(Tries(), positive())
+    assert [(site.name, site.via, site.p) for site in found] == [
+        ("fails", "call", 0.125),
+        ("", "call", 0.5),
+        ("drop", "module", P),
+    ]
+
+
+def test_one_mask_for_all_steps_of_a_recurrence_is_one_site():
+    class Variational(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.p = nn.LSTMCell(16, 8), P
+
+        def forward(self, x):
+            h = c = x.new_zeros(64, 8)
+            mask = x.new_empty(64, 8).bernoulli_(1 - self.p) / (1 - self.p)
+            for step in range(32):
+                h, c = self.cell(x[:, step], (h, c))
+                h = h * mask if self.training else h
+            return h
+
+    site = only(Variational(), positive())
+    assert_is(site, "mask", (64, 8), (), "mask")
+    assert site.measured.bits == 512

@@ -174,3 +174,25 @@ def test_compiled_code_heeds_the_new_rate():
         assert not compiled(x).any()
         change.undo()
         assert compiled(x).all()
+
+
+class Stubborn(nn.Dropout):
+    @property
+    def p(self):
+        return 0.5
+
+    @p.setter
+    def p(self, value):
+        if value != 0.5:
+            raise AttributeError("not here")
+
+
+def test_a_place_that_refuses_a_rate_leaves_the_others_as_they_were():
+    model = nn.Sequential(nn.Dropout(0.3), Stubborn(0.5))
+    with pytest.raises(AttributeError, match="not here"):
+        sitout.set_rate(model, 0.1)
+    assert model[0].p == 0.3
+    with pytest.raises(AttributeError, match="not here"), sitout.disabled(model):
+        pass
+    assert model[0].p == 0.3
+    assert sitout.set_rate(model, 0.1, "0").sites == ["0.p"]

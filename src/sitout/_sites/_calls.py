@@ -109,7 +109,7 @@ def dropped_from(func: Any, args: tuple[Any, ...]) -> tuple[int, ...] | None:
         args: its positional arguments.
     """
     tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
-    if not tensors:
+    if not tensors or any(tensor.is_nested for tensor in tensors):
         return None
     shape = tuple(tensors[0].shape)
     if func is _sdpa:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ._flow import BERNOULLI, LOGIC, Draw, Law, after, overloads
-from ._meet import PICK, WHERE, Application, Meeting, application, blurred, decision
+from ._meet import PICK, WHERE, Application, Meeting, application, blurred, decision, dropped_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NORMAL", "PICK", "Application", "Draw", "Draws"]
+__all__ = ["NORMAL", "PICK", "Application", "Draw", "Draws", "dropped_share"]
 
 _UNIFORM = overloads("rand", "rand_like", "uniform*")
 NORMAL = overloads("randn", "randn_like", "normal*")

@@ -84,7 +84,7 @@ def application(met: Meeting) -> Application | None:
         return _attended(met)
     x = max(met.others, key=Tensor.numel)
     if func in _MUL and x.numel() > 1:
-        share = _share(mask == 0)
+        share = dropped_share(mask == 0)
         made = Application(draw, x, mask, draw.false, share, met.out, func)
         return made if draw.drops else None
     if func in _ADD and met.out.shape == x.shape:
@@ -95,7 +95,7 @@ def application(met: Meeting) -> Application | None:
     if put or (func in _FILL and met.args[1] is mask):
         x = met.others[0]
         wide = _aligned(met.args[1], mask, x) if put else mask
-        return Application(draw, x, wide, _true(draw), _share(mask != 0), met.out, func)
+        return Application(draw, x, wide, _true(draw), dropped_share(mask != 0), met.out, func)
     return None
 
 
@@ -176,7 +176,7 @@ def _far(met: Meeting, x: Tensor) -> Application | None:
         return None
     true_drops = values[1] < values[0]
     p = draw.true if draw.true is None or true_drops else 1.0 - draw.true
-    return Application(draw, x, met.mine, p, _share(met.mine <= -_FAR), met.out, met.func)
+    return Application(draw, x, met.mine, p, dropped_share(met.mine <= -_FAR), met.out, met.func)
 
 
 def _picked(met: Meeting) -> Application | None:
@@ -186,7 +186,7 @@ def _picked(met: Meeting) -> Application | None:
         return None
     if draw.law == "bits" and mask.dtype.itemsize == 1:
         wide = _aligned(met.args[1], mask, x)
-        return Application(draw, x, wide, draw.false, _share(mask == 0), out, met.func)
+        return Application(draw, x, wide, draw.false, dropped_share(mask == 0), out, met.func)
     if draw.law != "index" or not isinstance(out, Tensor) or x.numel() == 0:
         return None
     left = 1.0 - out.numel() / x.numel()
@@ -201,7 +201,7 @@ def _chosen(met: Meeting) -> Application:
     true_drops = sizes[0] < sizes[1] or (sizes[0] == sizes[1] and _zero(one))
     x = other if true_drops else one
     p = _true(draw) if true_drops else draw.false
-    share = _share(mask != 0) if true_drops else _share(mask == 0)
+    share = dropped_share(mask != 0) if true_drops else dropped_share(mask == 0)
     return Application(draw, x, mask, p, share, met.out, met.func)
 
 
@@ -218,7 +218,8 @@ def _aligned(indices: Any, mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape((1,) * before + tuple(mask.shape) + (1,) * behind)
 
 
-def _share(dropped: Tensor) -> float | None:
+def dropped_share(dropped: Tensor) -> float | None:
+    """Return the share of true elements; None on the meta device."""
     return None if dropped.is_meta else int(dropped.sum()) / max(dropped.numel(), 1)
 
 

@@ -19,7 +19,7 @@ from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
 from ._calls import CALLS, OWN, Asked, asked, dropped_from, dropping_argument
-from ._draws import NORMAL, PICK, Application, Draws
+from ._draws import NORMAL, PICK, Application, Draws, dropped_share
 from ._flow import Draw
 from ._stack import call_line, origin, own_function, parents
 
@@ -192,7 +192,8 @@ class Recorder:
             place = self._place(key, running.name, module, "module", kind, self.stack[:-1])
             p = getattr(module, rate_attribute(module) or "p", None)
             running.place, self._scope = place, place
-            running.x = x = next((arg for arg in args if isinstance(arg, Tensor)), None)
+            flat = (arg for arg in args if isinstance(arg, Tensor) and not arg.is_nested)
+            running.x = x = next(flat, None)
             call = Asked(p, module.training, getattr(module, "inplace", False))
             self._open(place, args, call, None if x is None else tuple(x.shape))
 
@@ -263,7 +264,7 @@ class Recorder:
             if args[2] is not False and args[1]:
                 self._own -= 1
                 draw = Draw(self._own, "bits", args[0].numel(), 1.0 - args[1])
-                share = 1.0 - float(out[1].sum()) / max(out[1].numel(), 1)
+                share = dropped_share(out[1] == 0) if not out[1].is_nested else None
                 self._apply(Application(draw, args[0], out[1], args[1], share, out[0], func))
         elif func in _FAST:
             self.fast.add(self.stack[-1].name)
@@ -317,6 +318,8 @@ class Recorder:
     # Where it belongs.
 
     def _apply(self, made: Application) -> None:
+        if self._scope is None and torch._C._current_graph_task_id() != -1:
+            return  # the forward computes a gradient, and meets the same mask on its way back
         if self._scope is None and made.draw.scale is None and made.dropped == 0.0:
             return  # it need not be a mask; in a site that drops it is one, and nothing fell to it
         if made.x is None and made.draw.size == 1:
@@ -356,6 +359,8 @@ class Recorder:
 
     def _measure(self, place: Place, made: Application) -> None:
         x, mask = made.x, made.mask
+        if x is not None and x.is_nested:
+            return
         if x is not None and (place.shape is None or place.kind in ("attention", "rnn")):
             place.shape = tuple(x.shape)
         if mask is not None and x is not None:

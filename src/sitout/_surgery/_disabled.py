@@ -62,11 +62,13 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         0.5
     """
     _check(model)
-    held = _silence(list(rates(model)))
-    # A mode where none is needed would keep torch's transformers from their fast path.
-    is_called = any(has_code(module) for module in model.modules())
-    remove = _modes.install(model, _modes.Zero()) if is_called else None
+    held: list[tuple[int, str]] = []
+    remove = None
     try:
+        _silence(list(rates(model)), held)
+        # A mode where none is needed would keep torch's transformers from their fast path.
+        if any(has_code(module) for module in model.modules()):
+            remove = _modes.install(model, _modes.Zero())
         yield model
     finally:
         if remove is not None:
@@ -83,15 +85,15 @@ def _check(model: object) -> None:
             raise TypeError(_checks.message("`model` of disabled", "not scripted", got, way_out))
 
 
-def _silence(places: list[Rate]) -> list[tuple[int, str]]:
-    """Set rates to 0, and return the keys of their places."""
+def _silence(places: list[Rate], keys: list[tuple[int, str]]) -> None:
+    """Set rates to 0, and note the keys of their places."""
     with _lock:
         for rate in places:
             held = silent.setdefault(rate.key, Held(rate, rate.p))
             held.blocks += 1
+            keys.append(rate.key)
             if held.blocks == 1:
                 rate.p = 0.0
-    return [rate.key for rate in places]
 
 
 def _release(keys: list[tuple[int, str]]) -> None:

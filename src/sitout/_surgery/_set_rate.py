@@ -70,11 +70,17 @@ def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
         for call in _unreached.dropping_calls(module)
         if _unreached.is_literal(call)
     )
-    edits = [put(rate, value) for rate, value in zip(chosen, values, strict=True)]
+    edits: list[Edit] = []
+    try:
+        edits.extend(_put(rate, value) for rate, value in zip(chosen, values, strict=True))
+    except BaseException:  # a place of somebody else's may refuse a value
+        for edit in reversed(edits):
+            edit.undo()
+        raise
     return Change("set_rate", model, [rate.path for rate in chosen], unreached, edits)
 
 
-def put(rate: Rate, value: float) -> Edit:
+def _put(rate: Rate, value: float) -> Edit:
     """Set one rate."""
     before = rate.p
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .._rates import Rate, kind_of, rate_attribute, rates
+from .._rates import kind_of, rate_attribute, rates
 from .._source import Call, calls, is_readable, reads
 from ..nn._base import Site as Layer
 
@@ -110,22 +110,15 @@ def other_layers(model: nn.Module, known: set[int]) -> Iterator[tuple[str, str]]
             why = "no counterpart in sitout"
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 why = "a forward of its own"
-            yield f"{made} (p={p:g}), {why}", name
+            yield f"{made} (p={p}), {why}", name
 
 
 def floats(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the rates above 0 that are attributes, where no call in the source says their name."""
     for rate in rates(model):
-        if not rate.is_layer and rate.p > 0 and not _feeds_a_call(rate):
-            yield f"{_owner(rate)} (p={rate.p:g}, {rate.kind}), a float attribute", rate.path
-
-
-def _owner(rate: Rate) -> str:
-    return f"{type(rate.module).__name__}.{rate.attribute}"
-
-
-def _feeds_a_call(rate: Rate) -> bool:
-    return _is_in_a_call(rate.module, rate.attribute)
+        if not rate.is_layer and rate.p > 0 and not _is_in_a_call(rate.module, rate.attribute):
+            owner = f"{type(rate.module).__name__}.{rate.attribute}"
+            yield f"{owner} (p={rate.p}, {rate.kind}), a float attribute", rate.path
 
 
 def _is_in_a_call(module: nn.Module, path: str) -> bool:
