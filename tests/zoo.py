@@ -368,6 +368,7 @@ def _large_lstm() -> Built:
     return nn.LSTM(128, 256, num_layers=2, dropout=0.3), (torch.randn(64, 8, 128),), {}
 
 
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 _BERT = {
     "hidden_size": 256,
     "num_hidden_layers": 4,
@@ -384,7 +385,7 @@ LARGE: dict[str, Callable[[], Built]] = {
     "timm-efficientnet": _timm("efficientnet_b0", 224, drop_rate=0.2, drop_path_rate=0.2),
     "timm-mixer": _timm("mixer_s32_224", 224, proj_drop_rate=0.1),
     "hf-bert": _large_text("Bert", "BertModel", **_BERT),
-    "hf-gpt2": _large_text("GPT2", "GPT2LMHeadModel", n_embd=256, n_layer=4, n_head=4),
+    "hf-gpt2": _large_text("GPT2", "GPT2LMHeadModel", n_embd=256, n_layer=4, n_head=4, **_ENDS),
     "hf-llama": _large_text("Llama", "LlamaForCausalLM", attention_dropout=0.1, **_BERT),
     "hf-t5": _large_text(
         "T5", "T5Model", d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_heads=4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .._surgery import MaxNorm
 from . import measure, networks
 from .arms import Regularization
 
@@ -160,8 +160,7 @@ class _Steps:
         self.decay = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: max(0.0, 1.0 - step / total)
         )
-        self.bound = how.max_norm
-        self.bounded = _bounded_weights(network) if how.max_norm else []
+        self.bound = None if how.max_norm is None else _bound(network, how.max_norm)
 
     def epoch(self) -> None:
         """Visit every row once."""
@@ -173,8 +172,8 @@ class _Steps:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.decay.step()
-            for weight in self.bounded:
-                _project(weight, self.bound or math.inf)
+            if self.bound is not None:
+                self.bound.step()
 
 
 def _is_best(progress: Progress) -> bool:
@@ -210,18 +209,14 @@ def _optimizer(
     return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, foreach=True)
 
 
-def _bounded_weights(network: torch.nn.Module) -> list[Tensor]:
-    """Return the weights into hidden units: of all linear and convolution layers but the last."""
+def _bound(network: torch.nn.Module, c: float) -> MaxNorm | None:
+    """Return the bound on the weights into hidden units: of all layers but the last."""
     kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    return [module.weight for module in network.modules() if isinstance(module, kinds)][:-1]
-
-
-def _project(weight: Tensor, bound: float) -> None:
-    """Scale down the incoming weights of each unit whose norm exceeds ``bound``, in place."""
-    with torch.no_grad():
-        norms = weight.flatten(1).norm(dim=1)
-        factor = (bound / norms.clamp_min(bound)).view(-1, *[1] * (weight.dim() - 1))
-        weight.mul_(factor)
+    hidden = [module for module in network.modules() if isinstance(module, kinds)][:-1]
+    hidden = [module for module in hidden if "weight" in module._parameters]  # not computed
+    if not hidden:
+        return None
+    return MaxNorm(network, c, lambda name, module: any(module is one for one in hidden))
 
 
 def _batch_sizes(n: int, size: int) -> list[int]:

@@ -174,4 +174,7 @@ def _bound(weight: Tensor, dims: tuple[int, ...], c: float) -> None:
     exact = weight.float() if weight.dtype.itemsize < 4 else weight
     norms = torch.linalg.vector_norm(exact, dim=dims, keepdim=True)
     scale = c / norms.clamp_min(c)  # exactly 1 within the bound
-    weight.copy_(exact * scale)
+    if exact is weight:
+        weight.mul_(scale)
+    else:
+        weight.copy_(exact * scale)
