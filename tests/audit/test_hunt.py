@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import sitout
 from sitout._audit._rules_rates import doubt
-from sitout._sites._recorder import Place
+from sitout._sites._place import Place
 from zoo import has
 
 X = torch.linspace(-1.0, 1.0, 8 * 64).reshape(8, 64) + 2.0

@@ -156,3 +156,21 @@ def test_a_fused_kernel_that_ignores_its_rate_is_found(kernel, rules):
             return op(q, 0.25 if self.training else 0.0)
 
     assert [one.rule for one in sitout.audit(Attention(), torch.randn(4, 64))] == rules
+
+
+def test_watching_does_not_change_what_a_random_decision_does():
+    class LayerDrop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.ran = nn.Linear(16, 16), 0
+
+        def forward(self, x):
+            if torch.rand([]) < 0.25:
+                return x
+            self.ran += 1
+            return self.layer(x)
+
+    model = LayerDrop()
+    torch.manual_seed(0)
+    sitout.audit_training(model, lambda: model(torch.randn(2, 16)), steps=40)
+    assert 0 < model.ran < 40

@@ -461,6 +461,7 @@ def test_drop_connect_drops_from_the_weight():
     [
         (lambda s, x: x * (torch.randn_like(x) > -0.6745), P),  # a quarter of a normal
         (lambda s, x: x * torch.randint(0, 4, x.shape).gt(0), P),
+        (lambda s, x: x * (torch.rand_like(x).log() > -1.386294), P),  # the logarithm of it
         (lambda s, x: x * torch.rand(64, 32).argsort(1).argsort(1).ge(8).unsqueeze(2), P),
         (lambda s, x: x * torch.ones(64, 32, 1).scatter_(1, cut(8), 0.0), P),
         (lambda s, x: x * torch.cat([torch.ones(64, 16), bits(s, 16)], 1)[..., None], P / 2),
@@ -479,6 +480,11 @@ def cut(k):
 
 def bits(self, n):
     return (torch.rand(64, n) > self.p).float()
+
+
+def test_a_slice_of_a_mask_counts_for_as_many_bits_as_it_has():
+    site = only(Made(in_slices), positive())
+    assert (site.measured.bits, site.calls) == (512, 1)
 
 
 def test_random_bits_and_a_coin_have_a_half():

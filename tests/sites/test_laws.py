@@ -118,6 +118,9 @@ class Everything(nn.Module):
             self.linear.weight.mul_(0.5)
             if self.linear.bias.grad is not None:
                 self.linear.bias.grad.zero_()
+        if x.requires_grad:
+            x.sum().backward(retain_graph=True)
+            self.frozen.weight.grad = torch.ones(6)
         self.pointed.data = torch.full((6,), 7.0)
         self.rebound = nn.Parameter(torch.zeros(6))
         self.steps += 1

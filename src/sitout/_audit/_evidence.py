@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .._rates import Rate, compiled, rates
+from .._sites._place import Listener, Place
 from .._sites._probe import Probe, merged, probing
-from .._sites._recorder import Listener, Place, Recorder, plain
+from .._sites._recorder import Recorder, plain
 from ._flow import SCALE, Flow
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .._sites._recorder import Listener
+from .._sites._place import Listener
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from .._sites._draws import Application
-    from .._sites._recorder import Place, Recorder
+    from .._sites._place import Place
+    from .._sites._recorder import Recorder
 
 aten = torch.ops.aten
 _weak: Any = StorageWeakRef

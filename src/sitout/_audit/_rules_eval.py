@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .._sites import Site
-    from .._sites._recorder import Place
+    from .._sites._place import Place
     from ._evidence import Evidence, Runs
     from ._finding import Severity
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from .._rates import is_number
-from .._sites._recorder import Place, plain
+from .._sites._place import Place
+from .._sites._recorder import plain
 from ._rule import Hit, at, rate, rule
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import torch
 
 from .. import _checks
 from .._rates import compiled, is_number, rates
+from .._sites._place import Place
 from .._sites._probe import unwrapped
-from .._sites._recorder import Place, Recorder, plain
+from .._sites._recorder import Recorder, plain
 from .._sites._site import short
 from ..nn._base import Site as Layer
 from ._finding import Audit, Finding

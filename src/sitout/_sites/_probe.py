@@ -18,7 +18,8 @@ from .. import _checks
 from .._rates import Rate, compiled, is_number, rates
 from .._source import reads, statement
 from ._draws import Draws
-from ._recorder import Place, Recorder, plain
+from ._place import Place
+from ._recorder import Recorder, plain
 from ._site import Measured, Site, Sites
 from ._snapshot import Snapshot
 

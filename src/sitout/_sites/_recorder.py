@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,8 @@ from ..backends._op import _OP as DROP
 from ._calls import CALLS, OWN, Asked, asked, dropped_from, dropping_argument
 from ._draws import NORMAL, PICK, Application, Draws, dropped_share
 from ._flow import Draw
+from ._place import Listener, Place, compare, kind_of_mask, shared_dims
+from ._snapshot import writes
 from ._stack import call_line, origin, own_function, parents
 
 if TYPE_CHECKING:
@@ -39,40 +41,6 @@ _FAST_MODULES = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.Multihead
 
 
 @dataclass(eq=False)
-class Place:
-    """What was seen of one site in one forward."""
-
-    key: tuple[object, ...]
-    name: str
-    module: nn.Module
-    via: Via
-    kind: str
-    source: str | None
-    asked: list[float] = field(default_factory=list)
-    shape: tuple[int, ...] | None = None
-    shared_dims: tuple[int, ...] | None = None
-    calls: int = 0
-    bits: int = 0
-    dropped: float = 0.0
-    on: bool = False
-    modes: list[bool] = field(default_factory=list)
-    draws: set[int] = field(default_factory=set)
-    masks: list[bytes] = field(default_factory=list)
-    wanted: bool = False
-    function: str = ""
-
-    @property
-    def p(self) -> float | None:
-        """The rate that was asked for; the largest if the calls differ."""
-        return max(self.asked) if self.asked else None
-
-    def ask(self, p: object) -> None:
-        """Take note of a rate."""
-        if is_number(p):
-            self.asked.append(float(p))  # type: ignore[arg-type]
-
-
-@dataclass(eq=False)
 class _Running:
     """A module whose forward is running."""
 
@@ -81,22 +49,6 @@ class _Running:
     place: Place | None = None
     x: Tensor | None = None
     off: Any = None
-
-
-class Listener:
-    """What may follow a forward step by step; does nothing."""
-
-    def enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Hear of a module that begins to run."""
-
-    def open(self, place: Place, x: Tensor, inplace: bool) -> None:
-        """Hear of a site that begins to drop from ``x``."""
-
-    def op(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Hear of an op that has run."""
-
-    def apply(self, place: Place, made: Application) -> None:
-        """Hear of random bits that met a tensor."""
 
 
 class Recorder:
@@ -214,7 +166,7 @@ class Recorder:
             return
         self._scope = None
         if not place.draws and isinstance(out, Tensor) and running.x is not None:
-            _compare(place, running.x, out)
+            compare(place, running.x, out)
 
     # What the modes see.
 
@@ -254,10 +206,12 @@ class Recorder:
         return out
 
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        """Note what an op drops; return its result, of a random decision the likelier one.
+        """Note what an op drops; return its result, in a probe of a decision the likelier one.
 
         So every layer runs that LayerDrop would leave out now and then.
         """
+        if self._scope is None and torch._C._current_graph_task_id() != -1:
+            return out  # the forward computes a gradient, and meets its masks again on the way back
         if func is DROP:
             self._note_own(args)
         elif func in _NATIVE:
@@ -281,7 +235,7 @@ class Recorder:
             made = self.draws.see(func, args, kwargs, out)
             if made is not None:
                 self._apply(made)
-                if made.x is None and made.draw.true is not None:
+                if made.x is None and made.draw.true is not None and self._snapshot is not None:
                     return type(out)(made.draw.true >= 0.5)
             elif func in NORMAL and self._scope is not None and self._scope.kind == "gaussian":
                 self._scope.on = True
@@ -318,8 +272,6 @@ class Recorder:
     # Where it belongs.
 
     def _apply(self, made: Application) -> None:
-        if self._scope is None and torch._C._current_graph_task_id() != -1:
-            return  # the forward computes a gradient, and meets the same mask on its way back
         if self._scope is None and made.draw.scale is None and made.dropped == 0.0:
             return  # it need not be a mask; in a site that drops it is one, and nothing fell to it
         if made.x is None and made.draw.size == 1:
@@ -353,7 +305,7 @@ class Recorder:
             key = ("mask", running.name, source)
             place = self._place(key, running.name, module, "mask", kind, None, source)
         if kind == "mask" and made.mask is not None and made.x is not None:
-            place.kind = _kind_of_mask(made.x, made.mask)
+            place.kind = kind_of_mask(made.x, made.mask)
         place.modes.append(running.module.training)
         return place
 
@@ -461,63 +413,11 @@ class _Ops(TorchDispatchMode):
         return self._recorder.op(func, args, kwargs or {})
 
 
-_WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
-
-
-def writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that an op writes to, as its schema says."""
-    places = _WRITES.get(func)
-    if places is None:
-        schema = getattr(func, "_schema", None)
-        arguments = schema.arguments if schema is not None and schema.is_mutable else []
-        places = _WRITES[func] = tuple(
-            (index, argument.name)
-            for index, argument in enumerate(arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-    for index, name in places:
-        value = args[index] if index < len(args) else kwargs.get(name)
-        yield from (
-            one
-            for one in (value if isinstance(value, list) else [value])
-            if isinstance(one, Tensor)
-        )
-
-
 def _same(one: Any, other: Any) -> bool:
     pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
     return all(
         torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor) and a.is_floating_point()
     )
-
-
-def shared_dims(shape: tuple[int, ...], mask: Tensor) -> tuple[int, ...]:
-    """Return the dims of a tensor along which one bit of a mask serves all."""
-    missing = len(shape) - mask.dim()
-    sizes = (1,) * missing + tuple(mask.shape)
-    strides = (0,) * missing + mask.stride()
-    return tuple(
-        dim for dim, size in enumerate(shape) if size > 1 and (sizes[dim] == 1 or strides[dim] == 0)
-    )
-
-
-def _kind_of_mask(x: Tensor, mask: Tensor) -> str:
-    """Return ``drop_path`` for one bit per sample or batch, else ``mask``."""
-    shared = shared_dims(tuple(x.shape), mask)
-    inner = {dim for dim in range(1, x.dim()) if x.shape[dim] > 1}
-    return "drop_path" if inner and inner <= set(shared) else "mask"
-
-
-def _compare(place: Place, x: Tensor, out: Tensor) -> None:
-    """Note what a layer that drew nothing has dropped all the same: it keeps its mask."""
-    if out is x or x.shape != out.shape or x.is_meta or not x.is_floating_point():
-        return
-    with torch.no_grad():
-        zeros = (out == 0) & (x > 0)  # a ReLU makes zeros of the others
-        if bool(zeros.any()):
-            place.on = True
-            place.dropped += int(zeros.sum())
-            place.bits += int((x > 0).sum())
 
 
 def plain(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _MANY = 10_000
 
@@ -263,3 +263,26 @@ def _generator_back(generator: Any) -> Callable[[], object]:
         return lambda: generator.setstate(state)
     bits = generator.bit_generator.state
     return lambda: setattr(generator.bit_generator, "state", bits)
+
+
+_WRITES: dict[Any, tuple[tuple[int, str], ...]] = {}
+
+
+def writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors that an op writes to, as its schema says."""
+    places = _WRITES.get(func)
+    if places is None:
+        schema = getattr(func, "_schema", None)
+        arguments = schema.arguments if schema is not None and schema.is_mutable else []
+        places = _WRITES[func] = tuple(
+            (index, argument.name)
+            for index, argument in enumerate(arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+    for index, name in places:
+        value = args[index] if index < len(args) else kwargs.get(name)
+        yield from (
+            one
+            for one in (value if isinstance(value, list) else [value])
+            if isinstance(one, Tensor)
+        )
