@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo  # noqa: F401 (what torchvision's import asks for, before anything imports it)
 
 import sitout
 import sitout.masks
+import zoo  # noqa: F401 (what torchvision's import asks for, before anything imports it)
 
 
 @pytest.fixture(autouse=True)
