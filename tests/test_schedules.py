@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
@@ -637,3 +638,88 @@ def test_the_drop_paths_of_timm_follow_and_keep_their_shape():
 
 def test_the_attribute_of_the_package_is_there():
     assert sitout.schedules is schedules
+
+
+class _ReadByParent(torch.nn.Module):
+    """Attention that hands the rate of a layer to a fused kernel, as timm's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn_drop, self.drop = sitout.nn.Dropout(0.1), sitout.nn.Dropout(0.1)
+
+    def forward(self, x):
+        p = self.attn_drop.p if self.training else 0.0
+        return self.drop(torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=p))
+
+
+def test_a_rate_that_another_module_reads_stays_a_number_and_compiles_in_one_graph():
+    model = _ReadByParent()
+    RateScheduler(model, schedules.linear(0.5, 0.0), 8)
+    assert model.attn_drop.rate_data is None
+    assert model.drop.rate_data is not None
+    torch.compile(model, backend="eager", fullgraph=True)(torch.randn(2, 4, 4))
+
+
+def test_such_a_rate_is_warned_of_in_compiled_code():
+    model = torch.compile(_ReadByParent(), backend="eager")
+    scheduler = RateScheduler(model, schedules.linear(0.5, 0.0), 8)
+    with pytest.warns(UserWarning, match=r"changes the rate of 'attn_drop\.p' in compiled code"):
+        scheduler.step()
+
+
+def test_without_such_a_rate_the_others_compile_once():
+    model = torch.compile(_ReadByParent(), backend="eager")
+    scheduler = RateScheduler(model, schedules.linear(0.5, 0.0), 20, where="drop")
+    model(torch.randn(2, 4, 4))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(20):
+            scheduler.step()
+            model(torch.randn(2, 4, 4))
+
+
+def test_a_silenced_model_takes_no_scheduler_and_no_step():
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5))
+    scheduler = RateScheduler(model, schedules.linear(0.4, 0.0), 4)
+    with sitout.disabled(model):
+        with pytest.raises(RuntimeError, match="outside of disabled"):
+            RateScheduler(model, schedules.linear(0.5, 0.0), 4)
+        with pytest.raises(RuntimeError, match="outside of disabled"):
+            scheduler.step()
+        with pytest.raises(RuntimeError, match="outside of disabled"):
+            scheduler.undo()
+        assert model[0].p == 0.0
+    assert model[0].p == 0.4
+    assert scheduler.last_step == 0
+
+
+def test_a_place_that_cannot_be_set_leaves_all_rates_as_they_were():
+    class Frozen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.config = torch.nn.Dropout(0.3), _Config(0.1)
+
+        def forward(self, x):
+            return torch.nn.functional.dropout(self.first(x), self.config.dropout, self.training)
+
+    model = Frozen()
+    with pytest.raises(dataclasses.FrozenInstanceError) as caught:
+        RateScheduler(model, schedules.constant(0.5), 4)
+    assert model.first.p == 0.3
+    assert "about to set config.dropout" in caught.value.__notes__[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    dropout: float
+
+
+def test_a_model_that_is_averaged_after_the_scheduler_was_made_trains():
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(4), sitout.nn.Dropout(0.5), torch.nn.BatchNorm1d(4)
+    )
+    scheduler = RateScheduler(model, schedules.linear(0.5, 0.0), 4)
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for _ in range(4):
+        model(torch.randn(8, 4))
+        scheduler.step()
+        average.update_parameters(model)

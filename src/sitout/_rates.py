@@ -178,3 +178,18 @@ def compiled(model: nn.Module) -> str | None:
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             return str(name)
     return None
+
+
+def readers(model: nn.Module, rate: Rate) -> list[nn.Module]:
+    """Return the parent of a layer where its forward reads the rate of the layer as a number.
+
+    As the attention of transformers and timm does, which hands it to a fused kernel.
+    """
+    parent, _, child = rate.name.rpartition(".")
+    if not rate.is_layer or not child:
+        return []
+    try:
+        owner: Any = model.get_submodule(parent)
+    except AttributeError:  # the model has changed since
+        return []
+    return [owner] if f"{child}.{rate.attribute}" in reads(type(owner)) else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +279,22 @@ def test_a_where_without_a_rate_is_refused_when_training_begins(tmp_path):
     callback = DropoutCallback(schedules.ramp(0.1), where="decoder.*")
     with pytest.raises(ValueError, match=r"^`where` of RateScheduler must be that of a drop rate"):
         trainer(tmp_path, bert(), callback).train()
+
+
+@pytest.mark.parametrize(("step", "relative"), [(5, True), (0, True), (5, False)])
+def test_a_relative_rate_in_a_config_is_warned_of_where_a_run_goes_on(step, relative):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(layerdrop=0.1)
+
+        def forward(self, x):
+            return x if torch.rand([]) < self.config.layerdrop else 2 * x
+
+    callback = DropoutCallback(schedules.linear(1.0, 0.5), relative=relative)
+    state = SimpleNamespace(max_steps=10, global_step=step)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        callback.on_train_begin(SimpleNamespace(torch_compile=False), state, None, model=Model())
+    told = [one for one in caught if "'config.layerdrop'" in str(one.message)]
+    assert bool(told) == (step > 0 and relative)

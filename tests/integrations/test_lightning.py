@@ -275,3 +275,22 @@ def test_callbacks_with_another_where_have_another_key_in_a_checkpoint():
     keys = [DropoutCallback(where=where).state_key for where in wheres]
     assert len({*keys}) == len(wheres)
     assert not any("0x" in key for key in keys)
+
+
+class Averaged(Net):
+    """Has buffers on both sides of its dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.body.insert(1, torch.nn.BatchNorm1d(8))
+        self.body.append(torch.nn.BatchNorm1d(1))
+
+    def training_step(self, batch, index):
+        return self.body(batch[0]).sub(100).square().mean()
+
+
+def test_an_average_of_weights_that_is_made_after_the_callback_trains():
+    net = Averaged()
+    averaging = lightning.callbacks.EMAWeightAveraging(use_buffers=True)
+    fit(net, DropoutCallback(schedules.linear(0.5, 0.0)), averaging)
+    assert net.body[3].rate_data is not None

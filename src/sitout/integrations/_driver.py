@@ -5,9 +5,12 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .. import _checks, _where
 from .._surgery import MaxNorm
 from ..schedules import RateScheduler
+from ..schedules._places import as_data, can_be_data, places
 from ..schedules._schedule import number
 from ..schedules._scheduler import check_schedule, check_total
 from ._guard import Watch
@@ -69,6 +72,13 @@ class Driver:
         """Whether the trainer is to say how many steps there are."""
         return self._schedule is not None and self._total is None
 
+    def prepare(self, model: nn.Module) -> None:
+        """Make the rates data that will be, before anything copies the model and its buffers."""
+        if self._schedule is not None:
+            for rate in places(model, self._where, _OWNER).values():
+                if can_be_data(model, rate):
+                    as_data(rate, torch.device("cpu"))
+
     def begin(
         self,
         model: nn.Module,
@@ -107,6 +117,12 @@ class Driver:
         if state:
             self.scheduler.load_state_dict(state)
         self.scheduler.seek(step)
+
+    def in_config(self) -> list[str]:
+        """Return the paths of relative rates that are saved with the config of the model."""
+        if self.scheduler is None or not self._relative:
+            return []
+        return [path for path in self.scheduler.rates() if "config" in path.split(".")[:-1]]
 
     def before_step(self, *, one_forward: bool = False) -> None:
         """Watch the first training step."""

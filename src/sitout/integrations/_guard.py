@@ -9,8 +9,7 @@ from torch import nn
 
 from .. import _checks
 from .._clock_rules import some
-from .._rates import is_number, rates
-from .._source import reads
+from .._rates import is_number, rates, readers
 from ..schedules._places import above, in_compiled_code, places
 
 if TYPE_CHECKING:
@@ -92,7 +91,9 @@ class Watch:
         for path, rate in found.items():
             self._modes[path] = []
             if path not in self._compiled:
-                self._handles += [_note(m, self._modes[path]) for m in _readers(model, rate)]
+                self._handles += [
+                    _note(m, self._modes[path]) for m in (rate.module, *readers(model, rate))
+                ]
         if one_forward and self._handles:
             end = model.register_forward_hook(lambda *_: self.close(), always_call=True)
             self._handles.append(end)
@@ -141,17 +142,6 @@ def _is_frozen(model: nn.Module, rate: Rate) -> bool:
         if parameters:
             return not any(one.requires_grad for one in parameters)
     return False
-
-
-def _readers(model: nn.Module, rate: Rate) -> list[nn.Module]:
-    """Return the modules whose call uses a rate: its own, and a parent that reads it.
-
-    As the attention of transformers does, which hands the rate of a layer that it never calls to a
-    fused kernel.
-    """
-    parent = above(model, rate.name)[-2:-1]
-    path = f"{rate.name.rpartition('.')[2]}.{rate.attribute}"
-    return [rate.module, *(one for one in parent if path in reads(type(one)))]
 
 
 def _note(module: nn.Module, modes: list[bool]) -> Any:

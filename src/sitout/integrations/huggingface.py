@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
+from .._clock_rules import some
 from .._optional import needs
 from ._driver import Driver
 
@@ -29,6 +31,10 @@ class DropoutCallback(TrainerCallback):
     - The max-norm holds after each step of the optimizer.
     - The guard raises at the end of the first step if dropout is silent. It sees what runs inside
       of the forward of the model.
+
+    - A rate that lives in ``model.config``, as LayerDrop does in some models, is saved with the
+      config as it is at that step. To go on with ``relative=True``, build the model from the
+      config of the start; the callback warns otherwise, for it cannot know the rate of the start.
 
     The rates stay as they are when the run ends. A later ``train`` with this callback begins with
     the rates from before it.
@@ -77,6 +83,14 @@ class DropoutCallback(TrainerCallback):
         """Find the rates, and set those of the first step."""
         model, total, step = kwargs["model"], state.max_steps, state.global_step
         self._driver.begin(model, total, step, compiled=args.torch_compile)
+        held = self._driver.in_config()
+        if step and held:
+            warn(
+                f"DropoutCallback goes on at step {step} with a relative schedule, and takes "
+                f"{some(held)} for the rate of the start. If the model was built from the config "
+                "of a checkpoint, it is not: build it from the first config.",
+                stacklevel=2,
+            )
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Watch the first step."""

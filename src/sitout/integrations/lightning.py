@@ -88,6 +88,11 @@ class DropoutCallback(Callback):
         """Keep the state of the scheduler for the run that begins."""
         self._state = state_dict
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the rates data, so that a copy for weight averaging has the same buffers."""
+        if stage == "fit":
+            self._driver.prepare(pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the rates, and set those of the first step."""
         total = trainer.estimated_stepping_batches if self._driver.needs_total else 0

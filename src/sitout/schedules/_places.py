@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .. import _checks, _where
-from .._rates import Rate, rates
+from .._rates import Rate, rates, readers
 from ..masks import effective_rate
 from ..nn._base import Site as Layer
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from .._where import Where
@@ -76,16 +77,20 @@ def check(rate: Rate, value: object, owner: str) -> float:
     return made
 
 
-def drive(rate: Rate, value: float) -> None:
-    """Set a rate; that of a sitout layer as data, so that compiled code reads it anew."""
-    if isinstance(rate.module, Layer):
-        rate.module.schedulable_()
-    put(rate, value)
+def can_be_data(model: nn.Module, rate: Rate) -> bool:
+    """Return whether a rate can be data, which compiled code reads anew.
+
+    It is that of a sitout layer, and no other module reads it: as a number it would have to leave
+    the graph.
+    """
+    return isinstance(rate.module, Layer) and not readers(model, rate)
 
 
-def put(rate: Rate, value: float) -> None:
-    """Set a rate as a number."""
-    rate.p = value
+def as_data(rate: Rate, device: torch.device) -> None:
+    """Make the rate of a layer data, on the device of the model."""
+    layer = rate.module
+    if isinstance(layer, Layer):
+        layer.schedulable_().to(device)
 
 
 def in_compiled_code(model: nn.Module, found: Iterable[tuple[str, Rate]]) -> list[str]:

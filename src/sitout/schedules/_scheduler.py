@@ -10,12 +10,13 @@ from torch import nn
 
 from .. import _checks
 from .._clock_rules import some
+from .._surgery._change import check_loud
+from ..clock import _device_of
 from ..nn._base import Site as Layer
-from ._places import check, drive, in_compiled_code, places, put
+from ._places import as_data, can_be_data, check, in_compiled_code, places
 from ._schedule import Schedule
 
 if TYPE_CHECKING:
-    from .._rates import Rate
     from .._where import Where
 
 
@@ -24,9 +25,9 @@ class RateScheduler:
 
     The rates of step 0 hold at once. Call :meth:`step` after each optimizer step. Layers of sitout
     become schedulable, as by their ``schedulable_()``, so that a new rate compiles
-    nothing anew. Those of torch, timm and others, and rates that are attributes, as of
-    ``MultiheadAttention`` and ``LSTM``, are set as Python numbers. A rate that is held under
-    several names is set once.
+    nothing anew. Those of torch, timm and others, rates that are attributes, as of
+    ``MultiheadAttention`` and ``LSTM``, and rates of layers that another module reads, as fused
+    attention does, are set as Python numbers. A rate that is held under several names is set once.
 
     The scheduler holds the modules that it finds. Make it after you have changed the model, and
     give it the compiled model if you compile.
@@ -46,6 +47,7 @@ class RateScheduler:
         TypeError: ``model`` is no module, ``schedule`` no function, ``total`` no int, ``where``
             nothing of the above, or a rate no number.
         ValueError: ``total`` is below 1, no rate fits, or a rate is out of range.
+        RuntimeError: inside of :func:`sitout.disabled`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), sitout.nn.Dropout(0.5))
@@ -76,9 +78,10 @@ class RateScheduler:
         self._relative = _checks.flag(relative, "relative", "RateScheduler")
         self._model = model
         self._places = places(model, where, "RateScheduler")
+        self._check_loud("RateScheduler")
         self._base = {path: check(rate, rate.p, path) for path, rate in self._places.items()}
         self._was_data = {path: _is_data(rate.module) for path, rate in self._places.items()}
-        self._others = [*filter(_is_other, self._places.items())]
+        self._others = [one for one in self._places.items() if not can_be_data(model, one[1])]
         self._all_compiled = self._warned = False
         self._step, self._rate = 0, 0.0
         self._go(0, first=True)
@@ -137,10 +140,11 @@ class RateScheduler:
 
         A later :meth:`step` or :meth:`seek` sets the rates again.
         """
+        self._check_loud("undo of RateScheduler")
         for path, rate in self._places.items():
             if isinstance(rate.module, Layer) and not self._was_data[path]:
                 rate.module.rate_data = None
-            put(rate, self._base[path])
+            rate.p = self._base[path]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step, the total, the schedule and the rates before the first step.
@@ -205,9 +209,25 @@ class RateScheduler:
             wanted[path] = check(rate, made, f"{path} from {owner}")
         if not first and not self._warned:
             self._warn_of_compiled(wanted)
-        for path, rate in self._places.items():
-            drive(rate, wanted[path])
+        self._check_loud("RateScheduler")
+        numbers, device = dict(self._others), _device_of(self._model)
+        before = {path: rate.p for path, rate in self._places.items()}
+        try:
+            for path, rate in self._places.items():
+                if path not in numbers:
+                    as_data(rate, device)
+                rate.p = wanted[path]
+        except Exception as error:
+            for done, p in before.items():
+                if done == path:
+                    break
+                self._places[done].p = p
+            error.add_note(f"RateScheduler was about to set {path}; no rate has changed.")
+            raise
         self._step, self._rate = step, value
+
+    def _check_loud(self, owner: str) -> None:
+        check_loud({id(rate.module) for rate in self._places.values()}, owner)
 
     def _warn_of_compiled(self, wanted: Mapping[str, float]) -> None:
         """Warn once of rates that are about to change and are part of a graph."""
@@ -232,9 +252,9 @@ class RateScheduler:
 def recompiles(paths: list[str]) -> str:
     """Return the warning of rates whose every new value compiles anew."""
     return (
-        f"RateScheduler changes the rate of {some(paths)} in compiled code. Each new rate of a "
-        "layer that is not sitout's compiles anew, and torch gives up after 8. Call "
-        "sitout.replace(model) before you compile."
+        f"RateScheduler changes the rate of {some(paths)} in compiled code. Each new rate that is "
+        "a number compiles anew, and torch gives up after 8. Call sitout.replace(model) before you "
+        "compile, and leave out with where= the layers whose rate another module reads."
     )
 
 
@@ -261,10 +281,6 @@ def check_total(total: object, owner: str) -> int:
     if steps < 1:
         raise ValueError(_checks.message(f"`total` of {owner}", "1 or more", steps))
     return steps
-
-
-def _is_other(place: tuple[str, Rate]) -> bool:
-    return not isinstance(place[1].module, Layer)
 
 
 def _is_data(module: nn.Module) -> bool:
