@@ -15,8 +15,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from .. import _checks
-from .._rates import Rate, compiled, is_number, rates
-from .._source import reads, statement
+from .._rates import Rate, compiled, is_number, rates, readers
+from .._source import statement
 from ._draws import Draws
 from ._place import Place
 from ._recorder import Recorder, plain
@@ -212,9 +212,8 @@ class _Feeding:
         self._by_name: dict[str, list[Rate]] = {}
         for rate in known:
             if rate.is_layer:  # a layer whose parent reads its rate as a number
-                parent, _, child = plain(rate.name).rpartition(".")
-                owner = model.get_submodule(rate.name.rpartition(".")[0])
-                if f"{child}.{rate.attribute}" in reads(type(owner)):
+                if readers(model, rate):
+                    parent = plain(rate.name).rpartition(".")[0]
                     self._by_name.setdefault(parent, []).append(rate)
             else:
                 self._by_name.setdefault(plain(rate.name), []).append(rate)
