@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 
 import sitout
+import zoo
 
 # Random decisions about layers break a graph, and drop-path layers in blocks without a skip never
 # run: both are true, and worth no more than a note. dropout_edge does not scale what it keeps.
