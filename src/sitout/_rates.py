@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import nn as sitout_nn
-from ._source import reads
+from ._source import kept_by_class, reads
 from .nn._base import Site as Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # The first class that fits says the kind; a subclass goes before its base.
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -46,6 +48,9 @@ _RATE_ATTRIBUTES = (
     *("drop_rate", "dropout_rate", "dropout", "rate"),
 )
 _RATE_NAME = re.compile(r"(?i)^(?!num_|n_|use_|is_).*(drop|sd_prob)")
+_NO_RATE = re.compile(
+    r"(?i)(^|_)(keep|seed|every|idx|index|last|start|end|steps?|epochs?|layers)(_|$)"
+)
 
 
 @dataclass(eq=False)
@@ -74,9 +79,10 @@ class Rate:
 
     @property
     def p(self) -> Any:
-        """What stands there; not checked."""
+        """What stands there, a number for a tensor without dims; not checked."""
         holder, attribute = self._holder()
-        return getattr(holder, attribute)
+        value = getattr(holder, attribute)
+        return value.item() if isinstance(value, Tensor) and is_number(value) else value
 
     @p.setter
     def p(self, value: Any) -> None:
@@ -88,6 +94,17 @@ class Rate:
         """What two names of one place have in common."""
         holder, attribute = self._holder()
         return id(holder), attribute
+
+    def keep(self) -> Callable[[], None]:
+        """Return what puts the very object back that stands there now.
+
+        Where that is an attribute of the class, its object has none of its own again.
+        """
+        holder, attribute = self._holder()
+        own = getattr(holder, "__dict__", {})
+        if attribute not in own and is_number(_of_class(holder, attribute)):
+            return partial(own.pop, attribute, None)
+        return partial(setattr, holder, attribute, getattr(holder, attribute))
 
     def _holder(self) -> tuple[Any, str]:
         *first, attribute = self.attribute.split(".")
@@ -123,11 +140,16 @@ def rates(model: nn.Module) -> Iterator[Rate]:
     it, or a method that the forward calls.
     """
     seen = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        for rate in _rates_of(name, module):
-            if rate.key not in seen:
-                seen.add(rate.key)
-                yield rate
+    for rate in readings(model):
+        if rate.key not in seen:
+            seen.add(rate.key)
+            yield rate
+
+
+def readings(model: nn.Module) -> Iterator[Rate]:
+    """Yield the rates of every module: one of a shared config comes with each that reads it."""
+    for name, module in model.named_modules():
+        yield from _rates_of(name, module)
 
 
 def _rates_of(name: str, module: nn.Module) -> Iterator[Rate]:
@@ -147,16 +169,29 @@ def _rates_of(name: str, module: nn.Module) -> Iterator[Rate]:
         first, _, last = path.rpartition(".")
         holder = getattr(module, first, None) if first else module
         if not isinstance(holder, nn.Module) or not first:
-            value = vars(holder).get(last) if hasattr(holder, "__dict__") else None
-            if is_number(value):
+            own = getattr(holder, "__dict__", {})
+            value = own[last] if last in own else _of_class(holder, last)
+            if is_number(value) and 0.0 <= value <= 1.0:  # by its name alone it might be a count
                 yield Rate(name, module, path, _kind_of_name(last), False)
 
 
-@cache
+def _of_class(holder: object, attribute: str) -> Any:
+    """Return an attribute that the class of an object has, without a call; None if it has none."""
+    return inspect.getattr_static(type(holder), attribute, None)
+
+
+@kept_by_class
 def _rate_paths(made: Any) -> tuple[str, ...]:
     """Return what the forward of a class reads: ``attention_dropout``, ``config.layerdrop``."""
     paths = (path for path in reads(made) if path.count(".") <= 1)
-    return tuple(sorted(path for path in paths if _RATE_NAME.search(path.split(".")[-1])))
+    lasts = {path: path.split(".")[-1] for path in paths}
+    return tuple(
+        sorted(
+            path
+            for path, last in lasts.items()
+            if _RATE_NAME.search(last) and not _NO_RATE.search(last)
+        )
+    )
 
 
 def _kind_of_name(attribute: str) -> str:
@@ -168,8 +203,13 @@ def _kind_of_name(attribute: str) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value may be a rate: a real number, no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return whether a value may be a rate: a real number or such a tensor without dims, no bool.
+
+    A tensor that is learned is none.
+    """
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.is_floating_point() and not value.requires_grad
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def compiled(model: nn.Module) -> str | None:

@@ -6,13 +6,16 @@ import ast
 import inspect
 import textwrap
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 DROPPING = frozenset(
     {
@@ -27,6 +30,20 @@ DROPPING = frozenset(
 
 # PyG's message passing calls the others by way of generated code.
 _ROOTS = ("forward", "message", "edge_update", "aggregate", "update")
+
+
+def kept_by_class(function: Callable[..., T]) -> Callable[..., T]:
+    """Keep what a function of a class returns, for as long as the class lives."""
+    kept: WeakKeyDictionary[Any, dict[tuple[Any, ...], T]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def keeping(made: Any, *rest: Any) -> T:
+        mine = kept.setdefault(made, {})
+        if rest not in mine:
+            mine[rest] = function(made, *rest)
+        return mine[rest]
+
+    return keeping
 
 
 @dataclass(frozen=True)
@@ -54,9 +71,9 @@ def reads(made: type[nn.Module]) -> frozenset[str]:
     ``self.dropout`` gives ``dropout``, ``self.config.layerdrop`` gives ``config.layerdrop``. What
     the methods that it calls read counts too.
     """
-    return frozenset(_path(node) for _, node in _nodes(made) if isinstance(node, ast.Attribute)) - {
-        ""
-    }
+    return frozenset(
+        path_of(node) for _, node in _nodes(made) if isinstance(node, ast.Attribute)
+    ) - {""}
 
 
 def calls(made: type[nn.Module]) -> tuple[Call, ...]:
@@ -103,7 +120,7 @@ def statement(made: type[nn.Module], source: str | None) -> Statement | None:
     return min(found, key=lambda one: one.last - one.first, default=None)
 
 
-@cache
+@kept_by_class
 def _statements(made: Any) -> tuple[Statement, ...]:
     found = []
     for method, node in _nodes(made):
@@ -116,7 +133,7 @@ def _statements(made: Any) -> tuple[Statement, ...]:
                 last = max(body[0].lineno - 1, first)
                 parts = [part for part in parts if isinstance(part, ast.expr)]
             inner = [one for part in parts for one in ast.walk(part)]
-            paths = {_path(one) for one in inner if isinstance(one, ast.Attribute)}
+            paths = {path_of(one) for one in inner if isinstance(one, ast.Attribute)}
             values = [one.value for one in inner if isinstance(one, ast.Constant)]
             numbers = {float(value) for value in values if isinstance(value, (int, float))}
             add = method.line - 1
@@ -135,14 +152,22 @@ def is_readable(made: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Method:
+class Method:
+    """A method with its tree, whose line 1 is ``line`` of the file."""
+
+    name: str
     tree: ast.AST
     file: str
     line: int
     names: dict[str, Any]
 
 
-def _nodes(made: type[nn.Module]) -> Iterator[tuple[_Method, ast.AST]]:
+def methods(made: type[nn.Module]) -> list[Method]:
+    """Return the forward of a class and every method that it reaches over ``self``."""
+    return list({id(method): method for method, _ in _nodes(made)}.values())
+
+
+def _nodes(made: type[nn.Module]) -> Iterator[tuple[Method, ast.AST]]:
     """Yield the nodes of the forward and of every method that it reaches over ``self``."""
     todo, seen = [*_ROOTS], {*_ROOTS}
     while todo:
@@ -151,14 +176,14 @@ def _nodes(made: type[nn.Module]) -> Iterator[tuple[_Method, ast.AST]]:
             continue
         for node in ast.walk(method.tree):
             yield method, node
-            path = _path(node) if isinstance(node, ast.Attribute) else ""
+            path = path_of(node) if isinstance(node, ast.Attribute) else ""
             if path and path not in seen and inspect.isroutine(getattr(made, path, None)):
                 seen.add(path)
                 todo.append(path)
 
 
-@cache
-def _method(made: Any, name: str) -> _Method | None:
+@kept_by_class
+def _method(made: Any, name: str) -> Method | None:
     """Return a method with its tree; None if it is torch's own or has no source."""
     function = inspect.unwrap(getattr(made, name, None))  # type: ignore[arg-type]
     if not inspect.isfunction(function) or getattr(nn.Module, name, None) is function:
@@ -168,10 +193,10 @@ def _method(made: Any, name: str) -> _Method | None:
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, SyntaxError, TypeError):
         return None
-    return _Method(tree, inspect.getsourcefile(function) or "", line, function.__globals__)
+    return Method(name, tree, inspect.getsourcefile(function) or "", line, function.__globals__)
 
 
-def _path(node: ast.AST) -> str:
+def path_of(node: ast.AST) -> str:
     """Return ``a.b`` for the node of ``self.a.b``; "" if it does not start at ``self``."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):

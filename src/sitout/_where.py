@@ -42,6 +42,23 @@ def matcher(where: Where, owner: str) -> Callable[[str, nn.Module], bool]:
     raise TypeError(_checks.message(f"`where` of {owner}", rule, where))
 
 
+def fitting(model: nn.Module, where: Where, owner: str) -> Callable[[str, nn.Module], bool]:
+    """Return :func:`matcher`, of which a name may also fit without what wrappers add to it.
+
+    Args:
+        model: the root of the names.
+        where: as for :func:`matcher`.
+        owner: the public name that asks.
+    """
+    fits = matcher(where, owner)
+
+    def fits_one(name: str, module: nn.Module) -> bool:
+        plain = plain_name(model, name)
+        return bool(fits(name, module) or (plain != name and fits(plain, module)))
+
+    return fits_one
+
+
 def nothing_found(where: Where, owner: str, what: str, names: Iterable[str]) -> ValueError:
     """Return the error for a ``where`` that no site of a model fits.
 

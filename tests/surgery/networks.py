@@ -41,6 +41,32 @@ class Shared(nn.Module):
         return self.last(self.heads[1](self.heads[0](x)))
 
 
+class Trunk(nn.Module):
+    """Makes a call in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return F.dropout(self.fc(x), 0.5, self.training)
+
+
+class Agent(nn.Module):
+    """Calls its parts beside its forward too, as a training step does."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = Trunk()
+        self.head = nn.Sequential(nn.Linear(8, 8), Trunk())
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+    def act(self, x):
+        return self.head(self.trunk(x))
+
+
 def _shared():
     return Shared(), lambda: (torch.randn(3, 8),)
 

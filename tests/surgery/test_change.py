@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 import pytest
+import torch
 from torch import nn
 
 import sitout
@@ -13,6 +14,18 @@ from surgery.networks import Shared, same_tree, tree
 
 def two():
     return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+
+
+def replaced(model):
+    return sitout.replace(model)
+
+
+def rated(model):
+    return sitout.set_rate(model, 0.25)
+
+
+def inserted(model):
+    return sitout.insert(model, 0.1, "*")
 
 
 def test_undo_is_done_once():
@@ -44,18 +57,6 @@ def test_a_change_says_what_it_did():
     ]
     change.undo()
     assert repr(change).endswith("undone)")
-
-
-def replaced(model):
-    return sitout.replace(model)
-
-
-def rated(model):
-    return sitout.set_rate(model, 0.25)
-
-
-def inserted(model):
-    return sitout.insert(model, 0.1, "*")
 
 
 ORDERS = [(rated, rated), (replaced, rated), (rated, replaced)]
@@ -100,11 +101,62 @@ def test_changes_of_other_places_are_undone_in_any_order():
 
 def test_a_change_that_nobody_keeps_stands_in_nobodys_way():
     model = two()
-    change = sitout.set_rate(model, 0.2)
+    change = sitout.replace(model)
     sitout.set_rate(model, 0.3)
     gc.collect()
     change.undo()
     assert model[1].p == 0.5
+
+
+@pytest.mark.parametrize("again", [lambda model: setattr(model[1], "p", 0.3), rated])
+def test_a_rate_that_was_set_anew_is_not_taken_back(again):
+    model = two()
+    change = sitout.set_rate(model, 0.2)
+    again(model)
+    gc.collect()
+    mine = model[1].p
+    with pytest.raises(RuntimeError, match=r"something else at '1\.p'"):
+        change.undo()
+    assert model[1].p == mine
+    model[1].p = 0.2
+    change.undo()
+    assert model[1].p == 0.5
+
+
+def test_a_rate_whose_layer_is_gone_is_not_said_to_be_taken_back():
+    model = two()
+    change = sitout.set_rate(model, 0.2)
+    model[1] = nn.Dropout(0.2)
+    with pytest.raises(RuntimeError, match=r"something else at '1\.p'"):
+        change.undo()
+    del model[1]
+    with pytest.raises(RuntimeError, match=r"something else at '1\.p'"):
+        change.undo()
+
+
+def swap_in_a_block(model, error=None):
+    with sitout.replace(model):
+        model[1] = nn.Identity()
+        if error is not None:
+            raise error
+
+
+def test_an_exception_in_a_block_is_not_lost_where_undo_fails():
+    with pytest.raises(KeyError, match="mine") as caught:
+        swap_in_a_block(two(), KeyError("mine"))
+    assert "something else at '1'" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="something else at '1'"):
+        swap_in_a_block(two())
+
+
+def test_a_full_backward_hook_that_was_added_later_lives_on():
+    model, seen = two(), []
+    change = sitout.replace(model)
+    handle = model[1].register_full_backward_hook(lambda *_: seen.append(1))
+    change.undo()
+    model(torch.ones(2, 4)).sum().backward()
+    assert seen == [1]
+    handle.remove()
 
 
 def test_what_somebody_else_has_put_there_is_not_taken_away():

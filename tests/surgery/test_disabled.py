@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import sitout
 from sitout._rates import rates
-from surgery.networks import MAKERS, Calls, make, same, same_tree, tree
+from surgery.networks import MAKERS, Agent, Calls, make, same, same_tree, tree
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -238,3 +238,36 @@ def test_a_compiled_model_drops_nothing_however_often(wrap):
         assert not torch.equal(compiled(X), compiled(X))
         with sitout.disabled(model):
             assert torch.equal(compiled(X), compiled(X))
+
+
+def test_a_part_that_is_called_beside_the_forward_of_the_root_drops_nothing():
+    model = Agent()
+    before = tree(model)
+    for call in (model, model.act, model.trunk):
+        assert (call(X) != call(X)).any()
+        with sitout.disabled(model):
+            assert torch.equal(call(X), call(X))
+        assert (call(X) != call(X)).any()
+    assert same_tree(tree(model), before)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_part_that_calls_another_package_or_ours_drops_nothing():
+    part = run(lambda x: sitout.functional.gaussian_dropout(x, 0.5))
+    model = nn.ModuleDict({"part": part})
+    with sitout.disabled(model):
+        assert torch.equal(part(X), X)
+    assert not torch.equal(part(X), X)
+
+
+def test_a_block_within_the_forward_of_its_model_reaches_the_parts():
+    class Target(Agent):
+        def forward(self, x):
+            with sitout.disabled(self):
+                calm = self.trunk(x)
+            return calm, self.trunk(x)
+
+    model = Target()
+    calm, loud = model(X)
+    assert torch.equal(calm, model.trunk.fc(X))
+    assert (loud == 0).any()

@@ -252,3 +252,62 @@ def test_a_compiled_model_is_refused_for_it_would_not_see_the_hook():
     with pytest.raises(ValueError, match=r"free of compiled modules.*Net at '1'"):
         sitout.insert(model, 0.5, "0.first")
     assert not model[0].first._modules
+
+
+class Loops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+
+class OverChildren(Loops):
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+class OverNames(Loops):
+    def forward(self, x):
+        for _, child in self.named_children():
+            x = child(x)
+        return x
+
+
+class OverDict(Loops):
+    def forward(self, x):
+        return self.run(x)
+
+    def run(self, x):
+        for child in self._modules.values():
+            x = child(x)
+        return x
+
+
+@pytest.mark.parametrize("made", [OverChildren, OverNames, OverDict])
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_a_module_that_goes_over_its_children_takes_no_other(made, position):
+    model = nn.Sequential(made())
+    before = tree(model)
+    for where in ("0", made, ""):
+        with pytest.raises(ValueError, match=f"Got '{made.__name__} at '0''|goes over its child"):
+            sitout.insert(model, 0.5, where, position=position)
+    assert same_tree(tree(model), before)
+    assert sitout.insert(model, 0.5, "0.a", position=position).sites == [f"0.a.dropout_{position}"]
+
+
+def test_names_fit_without_what_a_wrapper_adds():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+        def forward(self, x):
+            return self.module(x)
+
+    assert sitout.insert(Wrapper(), 0.5, "0").sites == ["module.0.dropout_after"]
+
+
+def test_the_layers_of_torch_count_their_children_and_call_none_of_them_twice():
+    model = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    assert sitout.insert(model, 0.5, "").sites == ["dropout_after"]

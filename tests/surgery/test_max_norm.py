@@ -210,3 +210,24 @@ def test_models_run_on_bounded_weights(name):
         bound = sitout.MaxNorm(model, 0.1)
     bound.step()
     assert all(out.isfinite().all() for out in call())
+
+
+def test_names_fit_without_what_wrappers_add():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    compiled = torch.compile(model, backend="eager")
+    for where in ("0", "_orig_mod.0"):
+        assert sitout.MaxNorm(compiled, 1.0, where).sites == ["_orig_mod.0.weight"]
+    with pytest.raises(ValueError, match="'0'"):
+        sitout.MaxNorm(compiled, 1.0, "0x")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_unit_whose_norm_overflows_keeps_its_direction(dtype):
+    big = {torch.float64: 1e200}.get(dtype, 1e25)
+    rows = [[3 * big, 4 * big], [3.0, 4.0], [0.25, 0.5], [0.0, 0.0]]
+    layer = nn.Linear(2, 4, bias=False, dtype=dtype)
+    layer.weight.data = torch.tensor(rows, dtype=dtype)
+    sitout.MaxNorm(layer, 1.0).step()
+    expected = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.25, 0.5], [0.0, 0.0]], dtype=dtype)
+    assert torch.allclose(layer.weight, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-6)
+    assert torch.equal(layer.weight[2:], expected[2:])

@@ -363,3 +363,47 @@ def test_scripted_parts_are_listed():
     change = replace(model)
     assert change.sites == ["0"]
     assert change.unreached == ["Dropout, scripted: '1'"]
+
+
+class Beside(nn.Module):
+    """Calls its layer by way of what is no child."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.other = nn.Dropout(0.5)
+        if kind is None:
+            vars(self)["held"] = self.drop
+        else:
+            self.held = kind(self.drop)
+
+    def forward(self, x):
+        if isinstance(self.held, nn.Module):
+            return self.held(x)
+        return next(iter(self.held.values() if isinstance(self.held, dict) else self.held))(x)
+
+
+KINDS = [lambda one: [one], lambda one: (one,), lambda one: {"a": one}, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_is_held_outside_of_the_children_is_left_and_listed(kind):
+    model = Beside(kind)
+    layer = model.drop
+    change = replace(model)
+    assert model.drop is layer
+    assert change.sites == ["other"]
+    assert change.unreached == ["Dropout (p=0.5), held in Beside.held too: 'drop'"]
+    model.eval()
+    assert torch.equal(model(torch.ones(100)), torch.ones(100))
+
+
+def test_nested_collections_are_looked_into():
+    model = Beside(lambda one: {"a": [(one, 1)]})
+    assert replace(model).sites == ["other"]
+
+
+def test_a_layer_that_is_left_is_reached_by_its_call():
+    change = replace(Beside(lambda one: [one]), functional=True)
+    assert change.sites[1].startswith("dropout() in Dropout, dropout.py:")
+    assert change.unreached == []

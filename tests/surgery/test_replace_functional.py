@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sitout
-from sitout._surgery import _modes
-from surgery.networks import Calls, same_tree, tree
+from sitout._surgery import _hooks
+from surgery.networks import Agent, Calls, Trunk, same_tree, tree
 
 OURS = sitout.functional
 
@@ -297,8 +297,8 @@ def test_hooks_of_a_compiled_model_run_as_they_are(model):
     compiled(X)
     entries = torch._C._dynamo.eval_frame._debug_get_cache_entry_list
     assert entries(Calls.forward.__code__)
-    assert not entries(_modes._enter.__code__)
-    assert not entries(_modes._leave.__code__)
+    assert not entries(_hooks._enter.__code__)
+    assert not entries(_hooks._leave.__code__)
 
 
 class Checkpointed(nn.Module):
@@ -364,3 +364,193 @@ def test_a_forward_whose_source_cannot_be_read_may_call_anything():
     out = masked(model, X)
     torch.manual_seed(0)
     assert torch.equal(out, OURS.dropout(X, 0.5))
+
+
+def test_a_part_that_is_called_beside_the_forward_of_the_root_is_reached():
+    model = Agent()
+    plain = masked(model.act, X)
+    change = sitout.replace(model, functional=True)
+    assert torch.equal(masked(model.act, X), masked(model, X))
+    assert not torch.equal(masked(model.act, X), plain)
+    assert torch._C._len_torch_function_stack() == 0
+    change.undo()
+    assert torch.equal(masked(model.act, X), plain)
+
+
+def test_one_mode_is_in_force_however_deep_a_forward_is():
+    depths = []
+
+    class Deep(Again):
+        def forward(self, x):
+            depths.append(torch._C._len_torch_function_stack())
+            return F.dropout(self.inner(x) if hasattr(self, "inner") else x, 0.3)
+
+    model = Deep()
+    model.inner = Deep()
+    model.inner.inner = Deep()
+    sitout.replace(model, functional=True)
+    model(X)
+    model.inner.inner(X)
+    copy.deepcopy(model)(X)
+    assert depths == [1] * 7
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_an_exception_in_a_part_leaves_nothing_in_force():
+    model = Agent()
+    sitout.replace(model, functional=True)
+    for call in (model, model.act):
+        with pytest.raises(RuntimeError):
+            call(X[:, :3])
+        assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_part_that_calls_its_owner_ends_only_what_it_began():
+    """Root, part, root, part: the ends find their own beginnings."""
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Part()
+
+        def forward(self, x, depth=2):
+            x = self.part(F.dropout(x, 0.3), self if depth else None, depth)
+            return F.dropout(x, 0.3)
+
+    class Part(nn.Module):
+        def forward(self, x, owner, depth):
+            x = F.dropout(x, 0.3)
+            x = owner(x, depth - 1) if owner else x
+            return F.dropout(x, 0.3)
+
+    model = Root()
+    model.part.training = False  # the calls do not ask
+    sitout.replace(model, functional=True)
+    out = masked(model, X)
+    torch.manual_seed(0)
+    expected = X
+    for _ in range(12):
+        expected = OURS.dropout(expected, 0.3)
+    assert torch.equal(out, expected)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_part_that_is_checkpointed_as_a_whole_repeats_ours(reentrant):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = One(None)
+
+        def forward(self, x):
+            return checkpoint(self.part, F.dropout(x, 0.5), use_reentrant=reentrant)
+
+    model = Root()
+    sitout.replace(model, functional=True)
+    x = torch.ones(64, 8, requires_grad=True)
+    out = masked(model, x)
+    torch.manual_seed(0)
+    assert torch.equal(out, OURS.dropout(OURS.dropout(x, 0.5), 0.5))
+    out.sum().backward()
+    assert torch.equal(x.grad, (out != 0) * 4.0)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_part_in_evaluation_in_a_checkpoint_is_repeated_as_it_was(reentrant):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = One(None)
+
+        def forward(self, x):
+            return checkpoint(self.part, F.dropout(x, 0.0), use_reentrant=reentrant)
+
+    model = Root()
+    model.part.eval()  # its call does not ask
+    sitout.replace(model, functional=True)
+    x = torch.ones(64, 8, requires_grad=True)
+    with pytest.warns(UserWarning, match="stays torch's own"):
+        out = model(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, (out != 0) * 2.0)
+
+
+def test_parts_compile_as_one_graph_and_undo_is_seen():
+    torch._dynamo.reset()
+    model = Agent()
+    change = sitout.replace(model, functional=True)
+    out = masked(model, X)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(masked(compiled, X) != 0, out != 0)
+    change.undo()
+    assert not torch.equal(masked(compiled, X) != 0, out != 0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_a_part_that_is_compiled_is_reached_beside_the_root_and_undo_is_seen():
+    torch._dynamo.reset()
+    model = Agent()
+    model.head = torch.compile(model.head, backend="aot_eager", fullgraph=True)
+    masked(model.act, X)
+    change = sitout.replace(model, functional=True)
+    expected = Agent()
+    expected.load_state_dict(
+        {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
+    )
+    sitout.replace(expected, functional=True)
+    out = masked(expected.act, X)
+    assert torch.equal(masked(model.act, X) != 0, out != 0)
+    change.undo()
+    assert not torch.equal(masked(model.act, X) != 0, out != 0)
+
+
+def test_copies_of_a_part_have_hooks_of_their_own():
+    model = Agent()
+    change = sitout.replace(model, functional=True)
+    out = masked(model.act, X)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    change.undo()
+    assert all(torch.equal(masked(one.act, X), out) for one in copies)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+class Layer(nn.TransformerEncoderLayer):
+    """Makes a call of its own, and is torch's otherwise."""
+
+    def forward(self, src, *args, **kwargs):
+        return super().forward(F.dropout(src, 0.5, self.training), *args, **kwargs)
+
+
+def test_the_fast_path_of_an_encoder_stays_and_its_parts_are_reached(monkeypatch):
+    model = nn.Module()
+    layer = Layer(8, 2, 8, 0.0, batch_first=True)
+    model.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    fast, seen = torch._transformer_encoder_layer_fwd, []
+    monkeypatch.setattr(
+        torch, "_transformer_encoder_layer_fwd", lambda *args: seen.append(1) or fast(*args)
+    )
+    x = torch.randn(2, 3, 8)
+    plain = masked(model.encoder, x)
+    sitout.replace(model, functional=True)
+    assert not torch.equal(masked(model.encoder, x), plain)
+    model.eval()
+    with torch.no_grad():
+        model.encoder(x)
+    assert len(seen) == 2
+
+
+def test_a_training_step_of_lightning_reaches_its_parts():
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Task(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Trunk()
+
+        def training_step(self, batch, index):
+            return self.net(batch).sum()
+
+    task = Task()
+    plain = masked(lambda x: task.training_step(x, 0), X)
+    sitout.replace(task, functional=True)
+    assert not torch.equal(masked(lambda x: task.training_step(x, 0), X), plain)

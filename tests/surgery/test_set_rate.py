@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,9 +151,10 @@ class Literal(nn.Module):
 def test_calls_with_a_rate_in_the_source_are_listed_where_they_fit():
     model = nn.Sequential(Literal(), nn.Dropout(0.5))
     lines = sitout.set_rate(model, 0.2).unreached
-    assert [line.split(", ", 2)[2] for line in lines] == [
+    assert sorted(line.split(", ", 2)[2] for line in lines) == [
         "F.dropout(self.drop(x), 0.5): '0'",
         "F.dropout(x): '0'",
+        "F.dropout(x, self.rate): '0'",
     ]
     assert sitout.set_rate(model, 0.2, "1").unreached == []
 
@@ -196,3 +202,229 @@ def test_a_place_that_refuses_a_rate_leaves_the_others_as_they_were():
         pass
     assert model[0].p == 0.3
     assert sitout.set_rate(model, 0.1, "0").sites == ["0.p"]
+
+
+RATE = 0.5
+
+
+class Beside(nn.Module):
+    """A rate that is no attribute of a module or its config."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+        self.cfg = {"dropout": 0.5}
+
+
+class InDict(Beside):
+    def forward(self, x):
+        return F.dropout(self.drop(x), self.cfg["dropout"], self.training)
+
+
+class InModule(Beside):
+    def forward(self, x):
+        return F.dropout(self.drop(x), RATE, self.training)
+
+
+class InLocal(Beside):
+    def forward(self, x):
+        rate = self.cfg["dropout"] if self.training else 0.0
+        return self.part(x, rate)
+
+    def part(self, x, rate):
+        return F.dropout(x, p=rate)
+
+
+class InClass(Beside):
+    p = 0.5
+
+    def forward(self, x):
+        return F.dropout(x, self.p)
+
+
+@pytest.mark.parametrize("made", [InDict, InModule, InLocal, InClass])
+def test_a_call_whose_rate_lives_nowhere_that_is_found_is_listed(made):
+    change = sitout.set_rate(made(), 0.0)
+    assert change.sites == ["drop.p"]
+    assert len(change.unreached) == 1
+    assert change.unreached[0].startswith(f"dropout() in {made.__name__}, test_set_rate.py:")
+
+
+class Fed(nn.Module):
+    """Every call gets a rate that is found, however it comes there."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+        self.drop_rate = 0.2
+
+    def forward(self, x):
+        p = self.drop.p if self.training else 0.0
+        x = self.part(F.dropout(x, p), self.drop_rate)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=float(self.drop.p))
+
+    def part(self, x, rate):
+        return F.dropout(x, rate, self.training)
+
+
+def test_a_call_that_gets_a_rate_by_way_of_names_is_not_listed():
+    assert sitout.set_rate(Fed(), 0.0).unreached == []
+
+
+class ByClass(nn.Module):
+    dropout = 0.5
+
+    def forward(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+
+def test_a_rate_of_the_class_is_set_on_the_module_and_taken_off_again():
+    model = ByClass()
+    for change in (lambda: sitout.set_rate(model, 0.0), lambda: sitout.disabled(model)):
+        with change():
+            assert "dropout" in vars(model)
+            assert torch.equal(model(torch.ones(100)), torch.ones(100))
+        assert "dropout" not in vars(model)
+        assert model.dropout == ByClass.dropout == 0.5
+
+
+class NoRates(nn.Module):
+    """Numbers that speak of dropout and are no rates."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout_keep_prob = 0.9
+        self.drop_every = 1
+        self.dropout_seed = 1
+        self.drop_last = 1
+        self.dropout_start = 0.0
+        self.dropout_warmup_steps = 1
+        self.dropout_size = 17
+        self.drop_factor = 2.5
+        self.layerdrop = 0
+        self.hidden_dropout_prob = 0.25
+
+    def forward(self, x):
+        del self.dropout_keep_prob, self.drop_every, self.dropout_seed, self.drop_last
+        del self.dropout_start, self.dropout_warmup_steps, self.dropout_size, self.drop_factor
+        return F.dropout(x, self.hidden_dropout_prob + self.layerdrop)
+
+
+def test_numbers_that_are_no_rates_are_left():
+    model = NoRates()
+    assert sitout.set_rate(model, 0.5).sites == ["hidden_dropout_prob", "layerdrop"]
+    assert (model.dropout_keep_prob, model.drop_every, model.dropout_seed) == (0.9, 1, 1)
+
+
+class DropPath(nn.Module):
+    """As many write it: the rate as it came."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        keep = 1 - float(self.drop_prob)
+        return x * torch.empty(len(x), 1).bernoulli_(keep) / keep if self.training else x
+
+
+@pytest.mark.parametrize("p", [np.float32(0.5), np.float64(0.5), torch.linspace(0, 0.5, 2)[1]])
+def test_a_rate_of_numpy_or_a_tensor_is_a_rate_and_comes_back_as_the_object_it_was(p):
+    model, x = nn.Sequential(DropPath(p)), torch.ones(200, 4)
+    assert (model(x) == 0).any()
+    with sitout.disabled(model):
+        assert torch.equal(model(x), x)
+    assert model[0].drop_prob is p
+    change = sitout.set_rate(model, 0.125)
+    assert type(model[0].drop_prob) is float
+    change.undo()
+    assert model[0].drop_prob is p
+
+
+def test_a_rate_that_is_learned_is_none():
+    model = nn.Sequential(DropPath(torch.tensor(0.5, requires_grad=True)), nn.Dropout(0.5))
+    assert sitout.set_rate(model, 0.1).sites == ["1.p"]
+
+
+def test_rates_may_be_given_as_tensors():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    sitout.set_rate(model, torch.tensor(0.25))
+    assert [layer.p for layer in model] == [0.25, 0.25]
+    sitout.set_rate(model, torch.tensor([0.5, 0.75]))
+    assert [layer.p for layer in model] == [0.5, 0.75]
+    sitout.set_rate(model, lambda path, p: torch.tensor(p / 2))
+    assert [type(layer.p) for layer in model] == [float, float]
+    with pytest.raises(TypeError, match=r"`p` of set_rate at '0.p' must be a number"):
+        sitout.set_rate(model, torch.zeros(2, 2))
+
+
+@dataclasses.dataclass
+class Config:
+    dropout: float = 0.1
+
+
+class Reader(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x):
+        return F.dropout(self.drop(x), self.config.dropout, self.training)
+
+
+def readers():
+    config = Config()
+    return nn.Sequential(Reader(config), Reader(config), Reader(Config()))
+
+
+def test_a_rate_that_modules_share_is_set_where_all_of_them_fit():
+    model = readers()
+    assert sitout.set_rate(model, 0.5, Reader).sites == ["0.config.dropout", "2.config.dropout"]
+    assert sitout.set_rate(model, 0.4, ["0", "1"]).sites == ["0.config.dropout"]
+    assert sitout.set_rate(model, 0.4, "2").sites == ["2.config.dropout"]
+    assert sitout.set_rate(model, 0.4, "*.config.dropout").unreached == []
+
+
+@pytest.mark.parametrize(("where", "other"), [("0*", "1"), ("1*", "0")])
+def test_a_rate_that_modules_share_is_left_where_only_some_fit(where, other):
+    model = readers()
+    change = sitout.set_rate(model, 0.5, where)
+    assert change.sites == [f"{where[0]}.drop.p"]
+    line = f"config.dropout (p=0.1), shared with modules that `where` does not fit: '{other}'"
+    assert change.unreached == [line]
+    assert model[0].config.dropout == 0.1
+    with pytest.raises(ValueError, match="must be that of all modules that share a rate"):
+        sitout.set_rate(model, 0.5, f"{where[0]}.config.dropout")
+
+
+def test_names_fit_without_what_wrappers_add():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    compiled = torch.compile(model, backend="eager")
+    for where in ("1", "1.p", "_orig_mod.1", "_orig_mod.1.p"):
+        assert sitout.set_rate(compiled, 0.1, where).sites == ["_orig_mod.1.p"]
+    with pytest.raises(ValueError, match=r"The nearest are '1\.p'"):
+        sitout.set_rate(compiled, 0.1, "1.pp")
+
+
+def test_surgery_keeps_no_class_alive():
+    def make():
+        class Local(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.drop_rate = 0.5
+
+            def forward(self, x):
+                return F.dropout(x, self.drop_rate)
+
+        return Local()
+
+    model = make()
+    reference = weakref.ref(type(model))
+    change = sitout.set_rate(model, 0.1)
+    assert change.sites == ["drop_rate"]
+    change.undo()
+    sitout.replace(model, functional=True).undo()
+    del model, change
+    gc.collect()
+    assert reference() is None

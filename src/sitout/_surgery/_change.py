@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
@@ -27,12 +27,12 @@ class Held:
 
     Args:
         rate: its place.
-        before: what stood there.
+        back: puts what stood there back.
         blocks: of ``disabled`` that hold it.
     """
 
     rate: Rate
-    before: Any
+    back: Callable[[], None]
     blocks: int = 0
 
 
@@ -141,8 +141,13 @@ class Change:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.undo()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.undo()
+        except RuntimeError as problem:
+            if error is None:
+                raise
+            error.add_note(f"And this could not be undone: {problem}")
 
     def __repr__(self) -> str:
         state = ", undone" if self._done else ""
@@ -172,6 +177,14 @@ def _touch(one: Change, other: Change) -> bool:
         or whole & {place for place, _ in other._places}
         or others_whole & {place for place, _ in one._places}
     )
+
+
+def is_at(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Return whether a module still has a name."""
+    try:
+        return model.get_submodule(name) is module
+    except AttributeError:
+        return False
 
 
 def check_model(model: object, owner: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from .. import _checks
 from .._rates import rates
-from . import _modes
+from . import _hooks, _modes
 from ._change import Held, silent
 from ._unreached import has_code
 
@@ -29,14 +29,16 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Let nothing drop in a model within a block, in training mode too.
 
     All rates are 0: those of layers, and those that are float attributes. Calls of dropping
-    functions in the forward of the model get a rate of 0 too, also where it stands in the source,
-    as in ``F.dropout(x, 0.5)`` and ``scaled_dot_product_attention(dropout_p=0.1)``. At the end
-    everything is as before, also after an exception. Modes are left alone: ``model.train()``
-    within the block brings no dropout back. Blocks may be nested.
+    functions in the forward of the model, or of a part of it that is called by itself, get a rate
+    of 0 too, also where it stands in the source, as in ``F.dropout(x, 0.5)`` and
+    ``scaled_dot_product_attention(dropout_p=0.1)``. At the end everything is as before, also after
+    an exception. Modes are left alone: ``model.train()`` within the block brings no dropout back.
+    Blocks may be nested.
 
     What it does not reach: masks that a forward makes by hand from ``torch.rand`` with a rate in
-    the source, kernels of other packages that are called with one, and methods other than the
-    forward that call such functions.
+    the source, kernels of other packages that are called with one, such calls in a method that is
+    no forward, as in the ``training_step`` of Lightning, and those of the very forward that opens
+    the block by ``disabled(self)``.
 
     A model without dropout is fine. One whose forward is its own code and holds
     ``torch.nn.TransformerEncoder`` leaves its fast path for the time, so that its outputs in
@@ -68,7 +70,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         _silence(list(rates(model)), held)
         # A mode where none is needed would keep torch's transformers from their fast path.
         if any(has_code(module) for module in model.modules()):
-            remove = _modes.install(model, _modes.Zero())
+            remove = _hooks.install(model, _modes.Zero, has_code)
         yield model
     finally:
         if remove is not None:
@@ -89,7 +91,7 @@ def _silence(places: list[Rate], keys: list[tuple[int, str]]) -> None:
     """Set rates to 0, and note the keys of their places."""
     with _lock:
         for rate in places:
-            held = silent.setdefault(rate.key, Held(rate, rate.p))
+            held = silent.setdefault(rate.key, Held(rate, rate.keep()))
             held.blocks += 1
             keys.append(rate.key)
             if held.blocks == 1:
@@ -103,4 +105,4 @@ def _release(keys: list[tuple[int, str]]) -> None:
             held = silent[key]
             held.blocks -= 1
             if held.blocks == 0:
-                held.rate.p = silent.pop(key).before
+                silent.pop(key).back()

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from .. import _checks
 from .. import nn as sitout_nn
 from .._rates import compiled
-from .._where import Where, matcher, nothing_found
+from .._source import reads
+from .._where import Where, fitting, nothing_found
 from ._change import Change, Edit, check_model
-from ._modes import keep_from_dynamo
+from ._hooks import keep_from_dynamo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # MultiheadAttention.out_proj
+_LOOPS = {"children", "named_children", "modules", "named_modules", "_modules"}
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -59,7 +61,8 @@ def insert(
     Raises:
         TypeError: ``where`` is None or something else, or ``layer`` makes no module.
         ValueError: ``p`` is not in [0, 1], nothing fits ``where``, or what fits is a container
-            that has no forward of its own; or the model is compiled.
+            that has no forward of its own, or a module whose forward goes over its children; or
+            the model is compiled.
         RuntimeError: :func:`sitout.disabled` is in force.
 
     Warns:
@@ -99,7 +102,7 @@ def _targets(model: nn.Module, where: Where, position: str) -> list[tuple[str, n
     if where is None:
         rule = "a glob, a type of module, a predicate (name, module) -> bool, or several of them"
         raise TypeError(_checks.message("`where` of insert", rule, where))
-    fits = matcher(where, "insert")
+    fits = fitting(model, where, "insert")
     named = dict(model.named_modules(remove_duplicate=False))
     found: dict[int, tuple[str, nn.Module]] = {}
     uncalled = []
@@ -138,12 +141,20 @@ def _called(model: nn.Module, name: str, module: nn.Module, position: str) -> tu
         if inner is None or _places(model, inner) > 1:
             problem = "that has other places too. Give each place a module of its own"
         module = inner or module
+    if _goes_over_children(module):
+        problem = "whose forward goes over its children, and so would call the layer too. Say these"
     if isinstance(module, torch.jit.ScriptModule):
         problem = "that is scripted. Insert before torch.jit.script"
     if problem:
         rule, got = "that of modules that take a hook", f"{type(module).__name__} at {name!r}"
-        raise ValueError(_checks.message("`where` of insert", rule, got, f"{problem}."))
+        raise ValueError(_checks.message("`where` of insert", rule, got, f"It is one {problem}."))
     return name, module
+
+
+def _goes_over_children(module: nn.Module) -> bool:
+    """Return whether the layer, which becomes a child, would be called as one."""
+    made = type(module)
+    return not made.forward.__module__.startswith("torch.nn.") and bool(_LOOPS & reads(made))
 
 
 def _places(model: nn.Module, module: nn.Module) -> int:

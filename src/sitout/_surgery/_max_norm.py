@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .._where import Where, matcher, nothing_found
+from .._where import Where, fitting, nothing_found, plain_name
 
 _ROWS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -79,7 +79,8 @@ class MaxNorm:
         self._weights: list[_Weight] = []
         self._find(model, where)
         if not self._weights:
-            names = (name for name, module in model.named_modules() if _names(module))
+            found = (name for name, module in model.named_modules() if _names(module))
+            names = (plain_name(model, name) for name in found)
             raise nothing_found(where, "MaxNorm", "a module with weights to bound", names)
         if self.unreached:
             warnings.warn(
@@ -91,7 +92,7 @@ class MaxNorm:
 
     def _find(self, model: nn.Module, where: Where) -> None:
         """Find the weights, each once."""
-        fits, seen = matcher(where, "MaxNorm"), set()
+        fits, seen = fitting(model, where, "MaxNorm"), set()
         for name, module in model.named_modules(remove_duplicate=False):
             by_name = where is not None or not isinstance(module, _BY_NAME)
             for weight in _names(module) if by_name and fits(name, module) else ():
@@ -173,8 +174,21 @@ def _units(module: nn.Module, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def _bound(weight: Tensor, dims: tuple[int, ...], c: float) -> None:
     exact = weight.float() if weight.dtype.itemsize < 4 else weight
     norms = torch.linalg.vector_norm(exact, dim=dims, keepdim=True)
+    if norms.isinf().any():  # their squares are beyond the largest float
+        exact, norms = _in_range(exact, norms, dims, c)
     scale = c / norms.clamp_min(c)  # exactly 1 within the bound
     if exact is weight:
         weight.mul_(scale)
     else:
         weight.copy_(exact * scale)
+
+
+def _in_range(
+    weight: Tensor, norms: Tensor, dims: tuple[int, ...], c: float
+) -> tuple[Tensor, Tensor]:
+    """Return a weight and its norms, where units whose norm overflows are at the bound already."""
+    peak = weight.abs().amax(dims, keepdim=True)
+    unit = weight / peak
+    bounded = unit * (c / torch.linalg.vector_norm(unit, dim=dims, keepdim=True))
+    far = norms.isinf()
+    return torch.where(far, bounded, weight), norms.masked_fill(far, c)

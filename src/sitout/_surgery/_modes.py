@@ -4,31 +4,61 @@ from __future__ import annotations
 
 import threading
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from .. import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._source import Call
 
 
-class Mode(TorchFunctionMode):
-    """What is in force while a model is in its forward. A copy of the model has its own."""
+class Family:
+    """What the modes of one model have in common: one of them in force is enough.
+
+    Attributes:
+        starts: the activation checkpoint and whether gradients were on where a module began its
+            forward, with its mode; of each thread, the innermost last.
+    """
+
+    def __init__(self) -> None:
+        self.starts: dict[int, list[tuple[Mode, int, bool]]] = {}
 
     def __reduce__(self) -> Any:
         return type(self), ()
 
+    def has(self, mode: object) -> bool:
+        """Return whether a mode is one of these."""
+        return isinstance(mode, Mode) and mode.family is self
+
+
+class Mode(TorchFunctionMode):
+    """What is in force while a module is in its forward. A copy of the module has its own."""
+
+    def __init__(self, family: Family | None = None) -> None:
+        super().__init__()
+        self.family = family or Family()
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.family,)
+
+    def is_in_force(self) -> bool:
+        """Return whether a mode of this family is."""
+        return any(self.family.has(one) for one in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
     def starts(self, module: nn.Module) -> bool:
         """Return whether a forward of a module is to be watched."""
         return True
+
+    def note(self, module: nn.Module, inside: bool) -> None:
+        """Keep what holds where a module begins its forward."""
+
+    def forget(self) -> None:
+        """Drop what :meth:`note` has kept."""
 
 
 class Zero(Mode):
@@ -49,15 +79,32 @@ class Ours(Mode):
     Not in evaluation, for a mode keeps torch's transformers from their fast path.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._start: dict[int, tuple[int, bool]] = {}  # of the forward, by thread
-
     def starts(self, module: nn.Module) -> bool:
-        """Return whether the model trains, and keep what holds at the start of its forward."""
-        if module.training and not torch.compiler.is_compiling():
-            self._start[threading.get_ident()] = _checkpoint(), torch.is_grad_enabled()
+        """Return whether the module trains."""
         return module.training
+
+    def note(self, module: nn.Module, inside: bool) -> None:
+        """Keep what holds where a module that trains begins its forward.
+
+        Where a checkpoint repeats that forward, this mode is in force again.
+        """
+        if torch.compiler.is_compiling():
+            return
+        starts = self.family.starts.setdefault(threading.get_ident(), [])
+        if not inside:
+            starts.clear()
+        if module.training or not starts:
+            starts.append((self, _checkpoint(), torch.is_grad_enabled()))
+        else:
+            starts.append((self, *starts[-1][1:]))
+
+    def forget(self) -> None:
+        """Drop what :meth:`note` has kept."""
+        if torch.compiler.is_compiling():
+            return
+        starts = self.family.starts.get(threading.get_ident())
+        if starts and starts[-1][0] is self:
+            starts.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -72,7 +119,8 @@ class Ours(Mode):
         if torch.compiler.is_compiling():
             return False
         now = _checkpoint()
-        start, grad = self._start.get(threading.get_ident(), (now, False))
+        starts = self.family.starts.get(threading.get_ident())
+        start, grad = starts[-1][1:] if starts else (now, False)
         # A reentrant checkpoint runs its function without gradients.
         if now in (0, start) and (torch.is_grad_enabled() or not grad):
             return False
@@ -91,47 +139,6 @@ def _checkpoint() -> int:
     is_one = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
     return id(hooks[0]) if is_one else 0
 
-
-def install(module: nn.Module, mode: Mode) -> Callable[[], None]:
-    """Put a mode in force while a module is in its forward, and return the way back.
-
-    The hooks hold the mode and no module, so that a copy of the module has hooks of its own.
-    """
-    before = module.register_forward_pre_hook(partial(_enter, mode), prepend=True)
-    after = module.register_forward_hook(partial(_leave, mode), always_call=True)
-
-    def remove() -> None:
-        before.remove()
-        after.remove()
-        # A forward that Ctrl-C has interrupted ran no hooks at its end.
-        while _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
-            _pop_mode()  # type: ignore[no-untyped-call]
-
-    return remove
-
-
-def _enter(mode: Mode, module: nn.Module, args: Any) -> None:
-    if mode.starts(module):
-        mode.__enter__()  # type: ignore[no-untyped-call]
-
-
-def _leave(mode: Mode, module: nn.Module, args: Any, output: Any) -> None:
-    if _get_current_function_mode() is mode:  # type: ignore[no-untyped-call]
-        _pop_mode()  # type: ignore[no-untyped-call]
-
-
-def keep_from_dynamo(function: Any) -> None:
-    """Let a hook of a compiled root run as it is; within compiled code it is traced all the same.
-
-    Dynamo would compile it by itself, anew for each model and each shape, and give up after 8.
-    """
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameAction.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
-
-
-keep_from_dynamo(_enter)
-keep_from_dynamo(_leave)
 
 # Where the rate stands among the arguments, and its name.
 _RATE_AT: dict[Any, tuple[int, str]] = {

@@ -10,7 +10,7 @@ from torch import nn
 from .. import _checks
 from .._rates import kind_of
 from ..nn._base import Site as Layer
-from . import _modes, _unreached
+from . import _hooks, _modes, _unreached
 from ._change import Change, Edit, check_model
 from ._counterpart import counterpart
 
@@ -27,14 +27,18 @@ def replace(model: nn.Module, *, functional: bool = False) -> Change:
     ``state_dict`` and the outputs in evaluation are the same to the bit.
 
     ``Change.unreached`` lists what drops elsewhere: float attributes that a kernel of torch reads,
-    function calls that the source of a forward shows, layers with a forward of their own.
+    function calls that the source of a forward shows, layers with a forward of their own, and
+    layers that a module also holds outside of its children, as in ``self.drops = [self.drop]``.
 
     Args:
         model: any module. If it is a dropout layer itself, ``Change.model`` is the new one.
         functional: send the calls of ``F.dropout``, ``F.dropout1d``, ``torch.dropout`` and the like
             to ``sitout.functional`` too, in this process, while the model runs its forward in
-            training mode. ``scaled_dot_product_attention`` and the recurrent kernels drop by
-            themselves and stay.
+            training mode, or a part of it that makes such calls does.
+            ``scaled_dot_product_attention`` and the recurrent kernels drop by themselves and stay.
+            So do calls in a method that is no forward, such as the ``training_step`` of Lightning,
+            unless a forward calls it; and where :func:`sitout.disabled` is opened within a
+            forward, calls of that forward itself go on dropping.
 
     Returns:
         What was changed, with its ``undo``.
@@ -63,18 +67,22 @@ def replace(model: nn.Module, *, functional: bool = False) -> Change:
         way_out = "Compiled TorchScript calls no Python: replace before torch.jit.script."
         raise TypeError(_checks.message(what, rule, type(model).__name__, way_out))
     modules = dict(model.named_modules(remove_duplicate=False))
+    beside = _unreached.held_beside(model)
     made: dict[int, Layer] = {}
     for name, module in modules.items():
-        if id(module) not in made and not isinstance(module, Layer) and not _is_held(modules, name):
+        if id(module) in made or id(module) in beside or isinstance(module, Layer):
+            continue
+        if not _is_held(modules, name):
             new = counterpart(module, name)
             made.update({} if new is None else {id(module): new})
-    called, unreached = _survey(model, set(made), functional)
+    called, unreached = _survey(model, set(made), functional, beside)
     sites = [name for name, module in modules.items() if id(module) in made]
     if not sites and not called:
         raise _nothing(model, unreached)
     edits = _swap(modules, made)
     if functional:
-        edits.append(Edit("the hooks of the model", (), _modes.install(model, _modes.Ours())))
+        remove = _hooks.install(model, _modes.Ours, _is_reached)
+        edits.append(Edit("the hooks of the model", (), remove))
     return Change("replace", made.get(id(model), model), sites + called, unreached, edits, model)
 
 
@@ -84,7 +92,9 @@ def _is_held(modules: dict[str, nn.Module], name: str) -> bool:
     return last == "_orig_mod" and hasattr(modules[parent], "_torchdynamo_orig_callable")
 
 
-def _survey(model: nn.Module, known: set[int], functional: bool) -> tuple[list[str], list[str]]:
+def _survey(
+    model: nn.Module, known: set[int], functional: bool, beside: dict[int, str]
+) -> tuple[list[str], list[str]]:
     """Return the calls that go to ours, and a line for each thing that stays as it is."""
     called: dict[str, None] = {}
     left: list[tuple[str, str]] = []
@@ -100,10 +110,15 @@ def _survey(model: nn.Module, known: set[int], functional: bool) -> tuple[list[s
             left += [(line, name) for line in rest]
         elif mine and not rest:
             done.add(id(module))
-    left += _unreached.other_layers(model, done)
+    left += _unreached.other_layers(model, done, beside)
     left += _unreached.floats(model)
     left += _unreached.borrowed(model, known)
     return list(called), _unreached.grouped(left)
+
+
+def _is_reached(module: nn.Module) -> bool:
+    """Return whether a forward may call what a mode sends to ours."""
+    return any(is_reached for _, is_reached in _found_in(module))
 
 
 def _found_in(module: nn.Module) -> list[tuple[str, bool]]:
@@ -138,7 +153,11 @@ def _swap(modules: dict[str, nn.Module], made: dict[int, Layer]) -> list[Edit]:
 
 
 def _mode_giver(new: nn.Module, old: nn.Module) -> Callable[[], None]:
-    return lambda: setattr(old, "training", new.training)
+    def give() -> None:
+        old.training = new.training
+        old._is_full_backward_hook = new._is_full_backward_hook  # of the hooks that both hold
+
+    return give
 
 
 def _hang(parent: nn.Module, child: str, name: str, new: nn.Module) -> Edit:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor, nn
 
 from .. import _checks
-from .._rates import Rate, rates
-from .._where import Where, matcher, nothing_found
+from .._rates import Rate, rates, readings
+from .._where import Where, fitting, matcher, nothing_found, plain_name
 from ..nn._base import Site as Layer
 from . import _unreached
-from ._change import Change, Edit, check_model
+from ._change import Change, Edit, check_model, is_at
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Rates = float | Iterable[float] | Callable[[str, Any], float]
+Rates = float | Tensor | Iterable[float] | Callable[[str, Any], float]
+Fits = Callable[[nn.Module | Rate], bool]
 
 
 def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
@@ -23,8 +23,13 @@ def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
 
     Layers are those of sitout, torch, timm, torchvision and Hugging Face. Float attributes are
     ``MultiheadAttention.dropout``, ``LSTM.dropout``, and what the forward of a class reads by a
-    name of dropout: ``attention_dropout``, ``config.layerdrop``. ``Change.unreached`` lists the
-    function calls whose rate stands in the source, ``F.dropout(x, 0.5)``.
+    name of dropout: ``attention_dropout``, ``config.layerdrop``. Of a config that
+    several modules read, ``where`` has to fit all of these, and other models that were made with
+    the same config object get the rate too.
+
+    ``Change.unreached`` lists the rates of such a config that were left for that reason, and the
+    function calls whose rate is none of these: it stands in the source, ``F.dropout(x, 0.5)``, in a
+    dict, or outside of the module.
 
     A rate that compiled code has read is compiled anew. A layer of sitout that is
     ``schedulable_`` compiles nothing.
@@ -58,21 +63,21 @@ def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
     check_model(model, "set_rate")
     fits = _fitting(model, where)
     every = list(rates(model))
-    chosen = [rate for rate in every if fits(rate.module) or fits(rate)]
+    chosen, partly = _chosen(model, every, fits)
     if not chosen:
-        names = [name for rate in every for name in (rate.name, rate.path)]
-        raise nothing_found(where, "set_rate", "a drop rate", names)
+        raise _nothing(model, where, every, partly)
     values = [_checked(rate, value) for rate, value in zip(chosen, _values(p, chosen), strict=True)]
-    unreached = _unreached.grouped(
+    keys = {rate.key for rate in every}
+    calls = (
         (f"{_unreached.line_of(call, module)}, {call.text}", name)
         for name, module in model.named_modules()
         if not isinstance(module, Layer) and fits(module)
-        for call in _unreached.dropping_calls(module)
-        if _unreached.is_literal(call)
+        for call in _unreached.unfed(module, keys)
     )
+    unreached = _unreached.grouped([*partly, *calls])
     edits: list[Edit] = []
     try:
-        edits.extend(_put(rate, value) for rate, value in zip(chosen, values, strict=True))
+        edits.extend(_put(model, rate, value) for rate, value in zip(chosen, values, strict=True))
     except BaseException:  # a place of somebody else's may refuse a value
         for edit in reversed(edits):
             edit.undo()
@@ -80,22 +85,54 @@ def set_rate(model: nn.Module, p: Rates, where: Where = None) -> Change:
     return Change("set_rate", model, [rate.path for rate in chosen], unreached, edits)
 
 
-def _put(rate: Rate, value: float) -> Edit:
+def _put(model: nn.Module, rate: Rate, value: float) -> Edit:
     """Set one rate."""
-    before = rate.p
-
-    def back() -> None:
-        rate.p = before
-
+    back = rate.keep()
     rate.p = value
-    return Edit(rate.path, (rate.key, (id(rate.module), rate.attribute)), back)
+    left = rate.p
+
+    def holds() -> bool:
+        return is_at(model, rate.name, rate.module) and bool(rate.p == left)
+
+    return Edit(rate.path, (rate.key, (id(rate.module), rate.attribute)), back, holds)
 
 
-def _fitting(model: nn.Module, where: Where) -> Callable[[nn.Module | Rate], bool]:
+def _chosen(
+    model: nn.Module, every: list[Rate], fits: Fits
+) -> tuple[list[Rate], list[tuple[str, str]]]:
+    """Return the rates that fit, and a line for each of which only some of its readers do."""
+    readers: dict[tuple[int, str], list[Rate]] = {}
+    for one in readings(model):
+        readers.setdefault(one.key, []).append(one)
+    chosen, partly = [], []
+    for rate in every:
+        others = [one for one in readers[rate.key] if not (fits(one.module) or fits(one))]
+        if not others:
+            chosen.append(rate)
+        elif len(others) < len(readers[rate.key]):
+            what = f"{rate.attribute} (p={rate.p}), shared with modules that `where` does not fit"
+            partly += [(what, one.name) for one in others]
+    return chosen, partly
+
+
+def _nothing(
+    model: nn.Module, where: Where, every: list[Rate], partly: list[tuple[str, str]]
+) -> ValueError:
+    if partly:
+        rule, line = "that of all modules that share a rate", _unreached.grouped(partly)[0]
+        return ValueError(_checks.message("`where` of set_rate", rule, where, f"Left: {line}."))
+    names = []
+    for rate in every:
+        plain = plain_name(model, rate.name)
+        names += [plain, f"{plain}.{rate.attribute}".removeprefix(".")]
+    return nothing_found(where, "set_rate", "a drop rate", names)
+
+
+def _fitting(model: nn.Module, where: Where) -> Fits:
     """Return what tells whether a module fits by one of its names, or a rate by its path."""
     is_one = isinstance(where, str) or not isinstance(where, Iterable)
     several: list[Any] = [where] if is_one else list(where)  # type: ignore[arg-type]
-    fits = matcher(None if where is None else several, "set_rate")
+    fits = fitting(model, None if where is None else several, "set_rate")
     # A predicate or a type says something of modules; a path is asked of the globs alone.
     globs = matcher([one for one in several if isinstance(one, str)], "set_rate")
     inside = {
@@ -103,13 +140,23 @@ def _fitting(model: nn.Module, where: Where) -> Callable[[nn.Module | Rate], boo
         for name, module in model.named_modules(remove_duplicate=False)
         if fits(name, module)
     }
-    return lambda one: globs(one.path, one.module) if isinstance(one, Rate) else id(one) in inside
+
+    def is_meant(one: nn.Module | Rate) -> bool:
+        if not isinstance(one, Rate):
+            return id(one) in inside
+        plain = plain_name(model, one.name)
+        paths = {one.path, f"{plain}.{one.attribute}".removeprefix(".")}
+        return any(globs(path, one.module) for path in paths)
+
+    return is_meant
 
 
 def _values(p: Any, chosen: list[Rate]) -> list[Any]:
     """Return one value for each site."""
     if callable(p):
         return [p(rate.path, rate.p) for rate in chosen]
+    if isinstance(p, Tensor):
+        p = p.tolist()
     if isinstance(p, str) or not isinstance(p, Iterable):
         return [p] * len(chosen)
     values = list(p)
@@ -123,6 +170,7 @@ def _values(p: Any, chosen: list[Rate]) -> list[Any]:
 def _checked(rate: Rate, value: Any) -> float:
     """Return a rate that the place takes."""
     layer = rate.module
+    value = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
     below_one = isinstance(layer, Layer) and layer._p_below_one
     found = _checks.rate(value, f"set_rate at {rate.path!r}", below_one=below_one)
     if isinstance(layer, Layer) and layer.rate_data is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from .._rates import kind_of, rate_attribute, rates
 from .._source import Call, calls, is_readable, reads
 from ..nn._base import Site as Layer
+from ._flow import sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,10 +56,32 @@ def has_code(module: nn.Module) -> bool:
     return "forward" in vars(module) or not home.startswith(("torch.nn.modules.", "sitout.nn."))
 
 
-def is_literal(call: Call) -> bool:
-    """Return whether the rate of a call stands in the source: ``F.dropout(x, 0.5)``."""
+def unfed(module: nn.Module, keys: set[tuple[int, str]]) -> list[Call]:
+    """Return the dropping calls of a forward whose rate is none that lives in a known place.
+
+    Such as one in the source, ``F.dropout(x, 0.5)``, or in a dict, ``self.cfg["dropout"]``.
+
+    Args:
+        module: any.
+        keys: of the known places.
+    """
+    return [call for call in dropping_calls(module) if not _is_fed(module, call, keys)]
+
+
+def _is_fed(module: nn.Module, call: Call, keys: set[tuple[int, str]]) -> bool:
     node, told = _rate(call)
-    return told and (node is None or isinstance(node, ast.Constant))
+    if node is None:
+        return not told  # what **options hold is not known
+    return any(_key(module, path) in keys for path in sources(type(module), call, node))
+
+
+def _key(module: nn.Module, path: str) -> tuple[int, str]:
+    """Return the key of the place that ``self.path`` reads, as :class:`Rate` has it."""
+    holder: Any = module
+    *first, attribute = path.split(".")
+    for part in first:
+        holder = getattr(holder, part, None)
+    return id(holder), attribute
 
 
 def _can_drop(call: Call) -> bool:
@@ -94,12 +117,36 @@ def unread(module: nn.Module) -> str:
     return f"what {type(module).__name__} may call, for its source cannot be read"
 
 
-def other_layers(model: nn.Module, known: set[int]) -> Iterator[tuple[str, str]]:
+def held_beside(model: nn.Module) -> dict[int, str]:
+    """Return the ids of modules that one holds outside of its children too: ``Net.drops``."""
+    bare = vars(nn.Module())
+    found: dict[int, str] = {}
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if key not in bare:
+                where = f"{type(module).__name__}.{key}"
+                found.update({id(one): where for one in _modules_in(value)})
+    return found
+
+
+def _modules_in(value: object, depth: int = 4) -> Iterator[nn.Module]:
+    """Yield the modules in a value, and in plain collections."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, (list, tuple, set, frozenset, dict)) and depth:
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(one, depth - 1)
+
+
+def other_layers(
+    model: nn.Module, known: set[int], beside: dict[int, str]
+) -> Iterator[tuple[str, str]]:
     """Yield the layers that drop and have no counterpart, and what is scripted.
 
     Args:
         model: the root.
         known: the ids of the layers that have one.
+        beside: where others are held outside of the children.
     """
     for name, module in model.named_modules():
         made = type(module).__name__
@@ -108,7 +155,9 @@ def other_layers(model: nn.Module, known: set[int]) -> Iterator[tuple[str, str]]
         elif not isinstance(module, Layer) and id(module) not in known and kind_of(module):
             p: Any = getattr(module, rate_attribute(module) or "", None)
             why = "no counterpart in sitout"
-            if isinstance(module, nn.modules.dropout._DropoutNd):
+            if id(module) in beside:
+                why = f"held in {beside[id(module)]} too"
+            elif isinstance(module, nn.modules.dropout._DropoutNd):
                 why = "a forward of its own"
             yield f"{made} (p={p}), {why}", name
 
