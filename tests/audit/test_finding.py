@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import sitout
 from sitout._audit import Audit, Finding
 
 
@@ -113,3 +116,11 @@ def test_json_holds_every_field_the_link_and_the_counts():
         "link": "docs/audit.md#a1-always-on-dropout",
     }
     assert (found["errors"], found["warnings"], found["notes"]) == (1, 0, 1)
+
+
+def test_every_rule_has_its_section_on_the_page_and_every_section_its_rule():
+    root = Path(sitout.__file__).parent
+    page = (root.parent.parent / "docs" / "audit.md").read_text()
+    headings = set(re.findall(r"^## (A\d+) ([\w-]+)$", page, re.MULTILINE))
+    source = "".join(file.read_text() for file in (root / "_audit").glob("*.py"))
+    assert headings == set(re.findall(r'"(A\d+)",\s*"([a-z0-9-]+)"', source))

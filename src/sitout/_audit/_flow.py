@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .._sites._flow import overloads
 from .._sites._place import Listener
 
 if TYPE_CHECKING:
@@ -19,22 +20,16 @@ if TYPE_CHECKING:
     from .._sites._place import Place
     from .._sites._recorder import Recorder
 
-aten = torch.ops.aten
 _weak: Any = StorageWeakRef
 _SELU = 1.6732632423543772
 
 
-def _overloads(*names: str) -> frozenset[Any]:
-    packets = [getattr(aten, name) for name in names]
-    return frozenset(getattr(packet, name) for packet in packets for name in packet.overloads())
-
-
-_ELU = _overloads("elu", "elu_")
-_WEIGHTS = _overloads("addmm", "mm", "bmm", "baddbmm", "convolution", "_convolution", "linear")
-SCALE = _overloads("mul", "mul_", "div", "div_")
-_ADD = _overloads("add", "add_")
-_SUM = _overloads("sum", "mean", "index_add", "index_add_", "scatter_add", "scatter_add_")
-_SHAPE = _overloads(
+_ELU = overloads("elu", "elu_")
+_WEIGHTS = overloads("addmm", "mm", "bmm", "baddbmm", "convolution", "_convolution", "linear")
+SCALE = overloads("mul", "mul_", "div", "div_")
+_ADD = overloads("add", "add_")
+_SUM = overloads("sum", "mean", "index_add", "index_add_", "scatter_add", "scatter_add_")
+_SHAPE = overloads(
     *("view", "_unsafe_view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand"),
     *("clone", "_to_copy", "detach", "alias", "t", "slice", "select", "contiguous"),
 )

@@ -31,7 +31,7 @@ RULES = (
     Rule("A1", "always-on-dropout", made_in_forward),
     Rule("A2", "ungated-attention-dropout", ungated_attention),
     Rule("A15", "checkpoint-without-rng", without_rng),
-    Rule("A16", "python-randomness", python_randomness),
+    Rule("A16", "randomness-in-control-flow", python_randomness),
     Rule("A26", "floor-keep-plus-rand", floor_of_keep_plus_rand),
 )
 # A file without any of these words cannot break a rule.
