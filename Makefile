@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit reports same-mask same-run bench clean
+.PHONY: study test lint types docs unit reports same-mask same-run bench bench-thinning clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -23,7 +23,7 @@ docs: $(VENV)/.test
 	$(BIN)/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env docs docs/_build
 
 unit: $(VENV)/.test
-	$(BIN)/pytest -n auto -q -rs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -q -rs
 
 $(VENV)/.study: pyproject.toml constraints.txt | $(VENV)
 	$(PIP_INSTALL) --editable '.[study]'
@@ -52,6 +52,10 @@ same-run: $(VENV)/.test ## one training run in six ways: are its masks and losse
 bench: | $(VENV) ## how fast it is: a page, its rows and the plot (a few minutes; leave the machine alone)
 	$(PIP_INSTALL) --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py --save
+
+bench-thinning: | $(VENV) ## the same for units that are not computed (a quarter of an hour)
+	$(PIP_INSTALL) --editable '.[bench]'
+	$(BIN)/python benchmarks/thinning.py --save
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

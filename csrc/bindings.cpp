@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core.h"
+#include "moves.h"
 #include "plan.h"
 
 namespace nb = nanobind;
@@ -91,6 +92,59 @@ int64_t first(uintptr_t out, int64_t n, int64_t k, uint32_t group, uint64_t key,
                        {key, site, step, nullptr, nullptr});
 }
 
+// A grid as Python says it: addresses of the kept indices are 0 where all are.
+sitout::Grid grid_of(int64_t rows, int64_t cols, int64_t inner, uintptr_t row, int64_t kept_rows,
+                     uintptr_t col, int64_t kept_cols) {
+  const sitout::Grid grid{rows, cols, inner, reinterpret_cast<const int64_t*>(row),
+                          reinterpret_cast<const int64_t*>(col), row ? kept_rows : rows,
+                          col ? kept_cols : cols};
+  const auto ascend = [](const int64_t* index, int64_t kept, int64_t n) {
+    if (kept < 0 || kept > n) return false;
+    for (int64_t i = 0; index && i < kept; ++i)
+      if (index[i] < (i > 0 ? index[i - 1] + 1 : 0) || index[i] >= n) return false;
+    return true;
+  };
+  if (rows < 0 || cols < 0 || inner < 0) refuse("a negative size");
+  if (!ascend(grid.row, grid.kept_rows, rows) || !ascend(grid.col, grid.kept_cols, cols))
+    refuse("kept indices must ascend within their dim");
+  return grid;
+}
+
+void take(uintptr_t y, uintptr_t x, const sitout::Grid& grid, int bytes, int threads) {
+  if (bytes != 2 && bytes != 4 && bytes != 8) refuse("elements have 2, 4 or 8 bytes");
+  nb::gil_scoped_release without_python;
+  sitout::take(reinterpret_cast<void*>(y), reinterpret_cast<const void*>(x), grid, bytes, threads);
+}
+
+void spread(uintptr_t y, uintptr_t x, const sitout::Grid& grid, int bytes, int threads) {
+  if (bytes != 2 && bytes != 4 && bytes != 8) refuse("elements have 2, 4 or 8 bytes");
+  nb::gil_scoped_release without_python;
+  sitout::spread(reinterpret_cast<void*>(y), reinterpret_cast<const void*>(x), grid, bytes, threads);
+}
+
+template <class T>
+void define_moves(nb::module_& module, const char* type) {
+  const auto name = [type](const char* move) { return std::string(move) + type; };
+  const auto at = [](uintptr_t address) { return reinterpret_cast<T*>(address); };
+  module.def(name("spread_add_").c_str(),
+             [at](uintptr_t y, uintptr_t x, const sitout::Grid& grid, int threads) {
+               nb::gil_scoped_release without_python;
+               sitout::spread_add<T>(at(y), at(x), grid, threads);
+             });
+  module.def(name("keep_cols_").c_str(), [at](uintptr_t y, uintptr_t x, const sitout::Grid& grid,
+                                              double scale, int threads) {
+    nb::gil_scoped_release without_python;
+    sitout::keep_cols<T>(at(y), at(x), grid, static_cast<T>(scale), threads);
+  });
+  module.def(name("add_rows_").c_str(),
+             [at](uintptr_t y, uintptr_t x, uintptr_t branch, uintptr_t weight,
+                  const sitout::Grid& grid, int threads) {
+               nb::gil_scoped_release without_python;
+               sitout::add_rows<T>(at(y), at(x), at(branch),
+                                   reinterpret_cast<const double*>(weight), grid, threads);
+             });
+}
+
 }  // namespace
 
 NB_MODULE(_core, module) {
@@ -99,6 +153,12 @@ NB_MODULE(_core, module) {
       .def(nb::init<int, int, const Sizes&, const Sizes&, const Sizes&, const Sizes&, const Sizes&,
                     const Sizes&, int, int64_t, int, uint32_t, double, double, double>())
       .def("run", &Prepared::run);
+  nb::class_<sitout::Grid>(module, "Grid");
+  module.def("grid", &grid_of);
+  module.def("take", &take);
+  module.def("spread", &spread);
+  define_moves<float>(module, "float32");
+  define_moves<double>(module, "float64");
   module.def("first", &first);
   module.def("target", &sitout::target);
   module.def("targets", &sitout::targets);

@@ -3,17 +3,10 @@
 #include <atomic>
 #include <cstring>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
-
-#ifndef _WIN32
-#include <dlfcn.h>
-#include <unistd.h>
-#endif
 
 #include "core.h"
 #include "plan.h"
+#include "share.h"
 
 namespace sitout {
 
@@ -101,61 +94,14 @@ bool use_target(const char* name) {
   return false;
 }
 
-namespace {
-
-// Threads take shares of the work until none is left. They are those of the OpenMP runtime that the
-// process has loaded, torch's: threads of our own would fight with its threads, which spin for a
-// while after each of torch's operations. A child that is forked after the core was loaded has lost
-// them, and where there is no such runtime there are none, so threads are made anew there for each
-// large job (some 20 us each).
-struct Work {
-  const Job& job;
-  const Plan& plan;
-  Run* run;
-  int64_t shares;
-  std::atomic<int64_t> next{0};
-
-  void join() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < shares;)
-      run(job, plan, plan.items * i / shares, plan.items * (i + 1) / shares);
-  }
-};
-
-void join(void* work) { static_cast<Work*>(work)->join(); }
-
-using Team = void(void (*)(void*), void*, unsigned threads, unsigned flags);
-
-#ifdef _WIN32
-Team* team() { return nullptr; }
-#else
-const pid_t loaded_by = getpid();
-
-Team* team() {
-  static Team* const found = reinterpret_cast<Team*>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return getpid() == loaded_by ? found : nullptr;
-}
-#endif
-
-}  // namespace
-
 void run(const Job& job, const Plan& plan, int threads) {
   const int64_t wanted = std::min<int64_t>({threads, plan.elements / grain, plan.items});
-  Work work{job, plan, chosen().load()->run, 1};
-  if (wanted <= 1) return work.join();
-  work.shares = std::min(plan.items, 4 * wanted);  // a thread may be late
-  if (Team* const started = team()) {
-    started(join, &work, static_cast<unsigned>(wanted), 0);
-    return;
-  }
-  std::vector<std::thread> others;
-  others.reserve(static_cast<size_t>(wanted - 1));
-  try {
-    while (others.size() < others.capacity()) others.emplace_back(join, &work);
-  } catch (const std::system_error&) {
-    // No more threads are to be had: those that there are do the work.
-  }
-  work.join();
-  for (auto& one : others) one.join();
+  Run* const kernel = chosen().load()->run;
+  if (wanted <= 1) return kernel(job, plan, 0, plan.items);
+  const int64_t shares = std::min(plan.items, 4 * wanted);  // a thread may be late
+  share(shares, static_cast<int>(wanted), [&](int64_t i) {
+    kernel(job, plan, plan.items * i / shares, plan.items * (i + 1) / shares);
+  });
 }
 
 int64_t first(int64_t* out, int64_t n, int64_t k, uint32_t group, const Address& address) {

@@ -103,6 +103,26 @@ FUSED = {
     "drop_path_add": "DropPathAdd",
     "dropout_add": "DropoutAdd",
 }
+# Those whose units sit out together and are not computed; test_thinned and test_drop_residual
+# compare them with the dense networks.
+THINNED = {
+    "DropResidual",
+    "ResidualDropPath",
+    "ThinnedBatchNorm1d",
+    "ThinnedBatchNorm2d",
+    "ThinnedBatchNorm3d",
+    "ThinnedConv1d",
+    "ThinnedConv2d",
+    "ThinnedConv3d",
+    "ThinnedDropout",
+    "ThinnedLinear",
+    "ThinnedMLP",
+}
+# Functions of a subset or of a branch: they take no rate alone.
+OF_SUBSETS = (
+    *("drop_residual", "keep_units"),
+    *("thinned_batch_norm", "thinned_conv", "thinned_dropout", "thinned_linear"),
+)
 MASKED = [name for name in NAMES if CASES[name].kind == "mask"]
 SELECTING = [name for name in NAMES if CASES[name].kind != "noise"]
 

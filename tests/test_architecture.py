@@ -7,6 +7,7 @@ import dataclasses
 import graphlib
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,12 @@ FLOORS = {
 FLOOR = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
 # On one floor the study reads data sets and writes reports, which know the type of its results.
-# The clock leaves a ticker with the layers.
+# The clock leaves a ticker with the layers. Thinning follows forwards as the probe does.
 NEIGHBOURS = {
     ("clock", "nn"),
     ("_clock_rules", "nn"),
     ("_rates", "nn"),
+    ("_surgery", "_sites"),
     ("_study", "data"),
     ("_study", "_report"),
     ("_report", "_study"),
@@ -210,6 +212,9 @@ def test_every_public_object_shows_an_example(name):
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_public_object_explains_its_arguments(name):
     made, doc = OBJECTS[name], inspect.getdoc(OBJECTS[name]) or ""
+    twin = re.search(r"; see :class:`(\w+2d)`\.$", doc.partition("\n")[0])
+    if twin:  # the form for two dims explains them for the others
+        doc = inspect.getdoc(OBJECTS[f"{name.rpartition('.')[0]}.{twin[1]}"]) or ""
     if inspect.isclass(made) and issubclass(made, Exception):
         pytest.skip("an exception")
     arguments = list(inspect.signature(made).parameters)

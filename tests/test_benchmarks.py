@@ -32,6 +32,13 @@ baselines, cases, gate, kinds, measure, plot, report, saved, targets = (
     )
 )
 run = importlib.import_module("run")
+networks = importlib.import_module("thinning_cases")
+# By its path: tests have a module of this name too.
+_spec = importlib.util.spec_from_file_location(
+    "bench_thinning", Path(run.__file__).parent / "thinning.py"
+)
+thinning = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(thinning)
 
 KNOWN = cases.registry()
 EAGER = [name for name in KNOWN if not name.startswith("compiled")]
@@ -301,3 +308,108 @@ def test_the_plot_shows_nanoseconds_per_element():
     assert found["sitout"] == [(256, 1e3 / 256)]
     assert found["torch"] == [(256, 4e3 / 256)]
     assert found["clone"] == []
+
+
+@pytest.fixture
+def thin(monkeypatch, tmp_path):
+    """Return the benchmark of thinning, with results in ``tmp_path`` and timings of one call."""
+    monkeypatch.setattr(thinning, "ROOT", tmp_path)
+    monkeypatch.setattr(thinning, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(measure, "AT_LEAST", 1e-6)
+    return thinning
+
+
+def test_all_cases_of_thinning_run_and_say_where_they_come_from(thin, tmp_path, capsys):
+    known = networks.registry(networks.QUICK)
+    assert thin._run(list(known.values()), 3, thin.TARGETS, save=True) == 0
+    assert f"green for {len(known)} cases" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "results" / "thinning.json").read_text())
+    assert list(dict.fromkeys(row["case"] for row in rows)) == list(known)
+    for row in rows:
+        assert {"machine", "versions", "commit", "date", "threads", "shape"} <= set(row)
+        assert ("ratio" in row) != ("held" in row)
+    page = (tmp_path / "results" / "thinning.md").read_text()
+    assert "not measured" not in page
+    assert page.count("\n| vit-path-0.4 | 8 x 5 x 32 | forward + backward |") == 2
+
+
+def test_a_quick_run_of_thinning_times_tiny_networks_and_writes_nothing(thin, tmp_path, capsys):
+    assert thin.main(["--quick", "--only", "mlp-512-0.5", "held-*"]) == 0
+    said = capsys.readouterr().out
+    assert "mlp-512-0.5 | 32 x 784 | forward + backward | sitout | torch.nn.Dropout" in said
+    assert "at least 3.5 times" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_target_of_thinning_names_a_network_and_one_beside_it():
+    known = networks.registry(networks.QUICK)
+    for target in thinning.TARGETS:
+        case = known[target.case]
+        if isinstance(case, networks.Net):
+            assert target.contender in case.ours
+            assert target.baseline in case.others
+        else:
+            assert (target.contender, target.baseline) == (networks.OURS, networks.PLAIN)
+
+
+@pytest.mark.parametrize("wrong", ["value", "gradient", "nan"])
+def test_a_thinned_network_that_differs_from_its_masked_form_is_not_timed(thin, capsys, wrong):
+    harm = {
+        "value": lambda y: 1.01 * y,
+        "gradient": lambda y: y.detach() + 0.5 * (y - y.detach()),
+        "nan": lambda y: y / 0.0,
+    }[wrong]
+
+    class Net(sitout.nn.ThinnedMLP):
+        def forward(self, x):
+            y = super().forward(x)
+            return harm(y) if self[2].form == "thinned" else y
+
+    right = networks.registry(networks.QUICK)["mlp-512-0.5"]
+    made = {"sitout": lambda form: Net(784, [64], 10, form=form)}
+    torch.manual_seed(0)
+    case = dataclasses.replace(right, ours=made)
+    assert thin._run([case], 3, [], save=True) == 1
+    assert "mlp-512-0.5: sitout, torch.float64: result" in capsys.readouterr().err
+
+
+def test_a_step_of_thinning_trains_and_leaves_no_gradient_where_none_is_asked():
+    case = networks.registry(networks.QUICK)["mlp-128-step-0.5"]
+    made = []
+
+    def make():
+        made.append(case.ours["sitout"]("auto"))
+        return made[-1]
+
+    step = case._call(make)
+    before = made[0][0].weight.clone()
+    step()
+    assert not torch.equal(made[0][0].weight, before)
+    dataclasses.replace(case, learns=False)._call(make)()
+    assert all(parameter.grad is None for parameter in made[1].parameters())
+
+
+def test_what_thinned_layers_hold_falls_with_the_rate():
+    (row,) = networks.Held(
+        name="held", op="thinned_linear", shape=(512, 784), hidden=256, p=0.75
+    ).measure(0)
+    assert row["baseline_bytes"] == 3 * 512 * 256 * 4  # after each ReLU
+    assert row["held"] == pytest.approx(0.25, rel=0.1)
+    assert row["off_percent"] == pytest.approx(100 * abs(row["held"] / 0.25 - 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--only", "mlp"], "No case is named mlp. There are: mlp-512-0.5, "),
+        (["--save", "--quick"], "What is saved is one run of all cases in full size"),
+        (["--save", "--only", "cnn-0.5"], "What is saved is one run of all cases in full size"),
+        (["--rounds", "2"], "--rounds must be an integer of at least 3. Got 2."),
+        (["--threads", "0"], "--threads must be 1 or more. Got 0."),
+    ],
+)
+def test_thinning_that_cannot_run_as_asked_is_one_line(thin, capsys, options, said):
+    assert thin.main(options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == 1

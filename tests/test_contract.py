@@ -21,6 +21,7 @@ from battery import (
     MASKED,
     NAMES,
     SELECTING,
+    THINNED,
     P,
     agree,
     alpha_constants,
@@ -40,7 +41,7 @@ from sitout.masks import effective_rate, keep_mask
 
 
 def test_every_layer_has_a_row():
-    assert sorted(nn.__all__) == sorted([*NAMES, *FUSED.values()])
+    assert sorted(nn.__all__) == sorted([*NAMES, *FUSED.values(), *THINNED])
 
 
 def test_new_memory_holds_nan():

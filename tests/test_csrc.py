@@ -30,7 +30,7 @@ def built(folder, compiler, machine, targets, flags):
         command = [compiler, *FLAGS, *flags, *own, define, "-c", CSRC / "kernels.cpp"]
         running.append(subprocess.Popen([*command, "-o", objects[-1]]))
     assert [one.wait() for one in running] == [0] * len(running)
-    sources = [CSRC / name for name in ("dispatch.cpp", "plan.cpp", "checksum.cpp")]
+    sources = [CSRC / name for name in ("dispatch.cpp", "plan.cpp", "share.cpp", "checksum.cpp")]
     program = folder / "checksum"
     command = [compiler, *FLAGS, *flags, f"-DSITOUT_{machine}", *sources, *objects]
     subprocess.run([*command, "-o", program], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -11,8 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sitout import _doctor, _optional, cli
-from sitout._doctor import machine, trial
+from sitout import _doctor, _optional, backends, cli
+from sitout._doctor import crossover, machine, trial
+from sitout._doctor.crossover import Crossover
 from sitout._doctor.speed import Speed
 from sitout.backends import _choice, cpu, reference
 
@@ -23,6 +25,12 @@ LAST = TARGETS[-1]
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(cli, "run_doctor", partial(_doctor.doctor, seconds=0.01))
+    for name, size in {"_WIDTH": 20, "_TOKENS": 3, "_FEATURES": 8}.items():
+        monkeypatch.setattr(crossover, name, size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait long for each other where other tests run too
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -116,6 +124,122 @@ def fails(y):
     raise RuntimeError("broken")
 
 
+def test_the_crossover_stands_beside_what_the_layers_assume():
+    found = json.loads(told("--json")[1])["crossover"]
+    assert [(one["layer"], one["number"]) for one in found] == [
+        *(("ThinnedDropout", rows) for rows in (32, 128, 512)),
+        ("DropResidual", 32),
+    ]
+    for one in found:
+        rows, assumed, rates = one["number"], one["assumed"], [rate for rate, _ in one["gains"]]
+        units = one["layer"] == "ThinnedDropout"
+        assert assumed == (backends.least_rate(rows) if units else backends.LEAST_SAMPLES)
+        assert rates == sorted(rates)
+        assert rates[0] <= assumed <= rates[-1]
+        assert all(gain > 0 for _, gain in one["gains"])
+        assert one["measured"] is None or rates[0] <= one["measured"] < rates[-1]
+    out = told()[1].split("\n\n")[-1].splitlines()
+    assert out[0].startswith("drop rate from which the thinned form is as fast as the masked")
+    for line, rows in zip(out[2:6], (32, 128, 512), strict=False):
+        assert f"  {rows} rows a group  " in line
+        assert line.endswith(f"{backends.least_rate(rows):.2f}")
+    assert "DropResidual" in out[5]
+
+
+def pays_from(rate):
+    """Return a clock by which the gain rises with the drop rate, and is 1 at a certain one."""
+
+    def seconds(model, x):
+        (site,) = (one for one in model.modules() if hasattr(one, "form"))
+        return 1.0 if site.form == "masked" else 1.0 / (1.0 + 4.0 * max(site.p - rate, -0.2))
+
+    return seconds
+
+
+@pytest.mark.parametrize("rate", [0.07, 0.125, 0.3])
+def test_the_crossover_is_the_rate_at_which_both_forms_take_as_long(monkeypatch, rate):
+    monkeypatch.setattr(crossover, "_seconds", pays_from(rate))
+    found = crossover.measure(0.0)
+    measured = [one.measured for one in found]
+    assert measured[:3] == pytest.approx([rate] * 3, abs=1e-4)
+    assert measured[3] == (None if rate == 0.3 else pytest.approx(rate, abs=1e-4))
+    assert found[0].told() == f"{rate:.2f}"
+
+
+def test_what_lies_outside_of_the_rates_tried_is_not_known(monkeypatch):
+    for rate, measured, told_of in [(0.0, 0.05, "0.05 or less"), (0.9, None, "above 0.50")]:
+        monkeypatch.setattr(crossover, "_seconds", pays_from(rate))
+        one = crossover.measure(0.0)[0]
+        assert (one.measured, one.told()) == (measured, told_of)
+
+
+def gains(*values):
+    return list(zip([0.05, 0.1, 0.2, 0.3, 0.5], values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "advice"),
+    [
+        (gains(0.5, 0.6, 0.8, 0.9, 1.4), ""),  # as assumed, nearly
+        (gains(0.9, 1.02, 1.1, 1.14, 1.4), ""),  # it would help a little
+        (
+            gains(0.8, 1.2, 1.3, 1.5, 1.9),
+            'Give ThinnedDropout form="thinned" for p from 0.07 to 0.30 at 32 rows a group: '
+            "up to 1.3 times as fast here as what it takes by itself.",
+        ),
+        (
+            gains(0.5, 0.5, 0.5, 0.5, 0.8),
+            'Give ThinnedDropout form="masked" for p from 0.30 to 0.50 at 32 rows a group: '
+            "up to 2.0 times as fast here as what it takes by itself.",
+        ),
+    ],
+)
+def test_a_form_is_advised_where_it_is_much_faster_than_the_one_assumed(found, advice):
+    right = Crossover("DropResidual", "samples", 32, 0.05, gains(1.1, 1.2, 1.3, 1.4, 1.5))
+    one = Crossover("ThinnedDropout", "rows a group", 32, 0.3, found)
+    lines = crossover.table([right, one])
+    assert lines[-1] == advice if advice else lines[-1].startswith("ThinnedDropout  32 rows")
+
+
+def test_the_most_mistaken_layer_is_the_one_that_is_told():
+    some = Crossover("DropResidual", "samples", 32, 0.3, gains(1.1, 1.2, 1.3, 1.4, 1.5))
+    most = Crossover("ThinnedDropout", "rows a group", 8, 0.3, gains(1.1, 1.2, 1.9, 2.0, 2.1))
+    assert "1.9 times" in crossover.table([some, most])[-1]
+    assert "1.9 times" in crossover.table([most, some])[-1]
+
+
+def test_what_a_form_takes_is_measured_in_turns_and_the_first_round_is_left_out(monkeypatch):
+    calls = []
+
+    def seconds(model, x):
+        (site,) = (one for one in model.modules() if hasattr(one, "form"))
+        calls.append((len(x), site.form, site.p))
+        return 100.0 if len(calls) <= 6 else 1.0  # the masked form and 5 rates
+
+    monkeypatch.setattr(crossover, "_seconds", seconds)
+    found = crossover.measure(0.0)
+    assert [gain for _, gain in found[0].gains] == [1.0] * 5
+    half = len(calls) // 2
+    assert calls[:half] == calls[half:]
+    assert calls[:6] == [
+        (32, "masked", 0.5),
+        *((32, "thinned", rate) for rate in (0.05, 0.1, 0.2, 0.3, 0.5)),
+    ]
+
+
+def test_a_step_that_is_measured_reaches_input_and_parameters():
+    class Spy(torch.nn.Linear):
+        def forward(self, x):
+            x.register_hook(seen.append)
+            self.weight.register_hook(seen.append)
+            return super().forward(x)
+
+    seen, spy = [], Spy(3, 2)
+    assert crossover._seconds(spy, torch.randn(4, 3)) > 0
+    assert sorted(tuple(grad.shape) for grad in seen) == [(2, 3), (4, 3)]
+    assert spy.weight.grad is None
+
+
 @pytest.mark.parametrize(
     ("harm", "law"),
     [
@@ -185,6 +309,7 @@ def test_target_threads_and_generator_are_left_as_found():
     assert found.machine.threads == 3
     assert {one.threads for one in found.speed} == {1, 3}
     assert found.core.target == LAST
+    assert len(found.crossover) == 4
     if TARGETS[0] != LAST:
         assert found.core.why == "chosen by use_target()"
 
@@ -200,6 +325,7 @@ def test_without_the_core_it_says_how_to_get_it(without_core):
     found = json.loads(told("--json")[1])
     assert (found["core"]["targets"], found["core"]["target"], found["trial"]) == ([], None, None)
     assert len(found["speed"]) >= 2
+    assert len(found["crossover"]) == 4
 
 
 def test_a_variable_that_names_a_target_or_a_backend_is_named(anew):
@@ -265,5 +391,8 @@ def test_the_function_needs_no_package_of_the_command():
         "from sitout._doctor import doctor\n"
         "print(doctor(seconds=0).text())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
     assert "all equal" in done.stdout

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from battery import FUSED
+from battery import FUSED, OF_SUBSETS
 from sitout import functional as F
 from sitout import masks
 from sitout.masks import MaskKey, keep_mask, normals
@@ -39,7 +39,7 @@ def call(name, x, p=0.5, *args, **options):
 
 
 def test_every_function_is_in_the_table():
-    assert sorted([*FUNCTIONS, *FUSED]) == F.__all__
+    assert sorted([*FUNCTIONS, *FUSED, *OF_SUBSETS]) == F.__all__
 
 
 # The specification in numpy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import types
 
 import pytest
@@ -34,26 +35,41 @@ PUBLIC = {
         "set_rate",
         "sites",
         "study",
+        "thin",
     ],
     "sitout.backends": [
         "ACTIVATIONS",
+        "LEAST_SAMPLES",
         "Activation",
         "Address",
         "Explanation",
+        "Kept",
         "activate_and_drop",
+        "add_rows",
+        "count_samples",
+        "draw",
+        "draw_samples",
         "drop",
         "drop_and_add",
         "drop_directly",
         "explain",
         "is_direct",
+        "keep",
         "keep_mask",
         "kept_samples",
         "kept_units",
+        "least_rate",
+        "linear",
+        "pays",
         "reference",
         "select",
+        "some_of",
+        "spread",
+        "take",
         "use",
     ],
     "sitout.backends.cpu": [
+        "add_rows",
         "core",
         "count_word",
         "drop",
@@ -61,8 +77,12 @@ PUBLIC = {
         "fuse",
         "is_memory",
         "is_plain",
+        "keep_cols",
         "keep_mask",
         "serves",
+        "spread",
+        "spread_add_",
+        "take",
     ],
     "sitout.backends.reference": [
         "drop",
@@ -85,6 +105,7 @@ PUBLIC = {
         "alpha_dropout",
         "drop_path",
         "drop_path_add",
+        "drop_residual",
         "dropout",
         "dropout1d",
         "dropout2d",
@@ -92,6 +113,11 @@ PUBLIC = {
         "dropout_add",
         "feature_alpha_dropout",
         "gaussian_dropout",
+        "keep_units",
+        "thinned_batch_norm",
+        "thinned_conv",
+        "thinned_dropout",
+        "thinned_linear",
     ],
     "sitout.masks": [
         "SPEC_VERSION",
@@ -113,6 +139,7 @@ PUBLIC = {
         "AlphaDropout",
         "DropPath",
         "DropPathAdd",
+        "DropResidual",
         "Dropout",
         "Dropout1d",
         "Dropout2d",
@@ -120,8 +147,20 @@ PUBLIC = {
         "DropoutAdd",
         "FeatureAlphaDropout",
         "GaussianDropout",
+        "ResidualDropPath",
+        "ThinnedBatchNorm1d",
+        "ThinnedBatchNorm2d",
+        "ThinnedBatchNorm3d",
+        "ThinnedConv1d",
+        "ThinnedConv2d",
+        "ThinnedConv3d",
+        "ThinnedDropout",
+        "ThinnedLinear",
+        "ThinnedMLP",
     ],
 }
+# What draws for several functions, the site that asks for one, and a network made of layers.
+WITHOUT_A_TWIN = {"keep_units", "ResidualDropPath", "ThinnedMLP"}
 
 
 @pytest.fixture(params=PUBLIC)
@@ -172,6 +211,8 @@ def test_a_package_of_operations_holds_nothing_but_them(name):
 
 
 def test_every_layer_has_a_function_of_the_same_stem():
-    """``DropPath`` and ``drop_path``, ``Dropout2d`` and ``dropout2d``."""
-    stems = {name.replace("_", "") for name in PUBLIC["sitout.functional"]}
-    assert {name.lower() for name in PUBLIC["sitout.nn"]} == stems
+    """``DropPath`` and ``drop_path``; ``ThinnedConv2d`` and ``thinned_conv``, of any dims."""
+    functions = set(PUBLIC["sitout.functional"]) - WITHOUT_A_TWIN
+    layers = set(PUBLIC["sitout.nn"]) - WITHOUT_A_TWIN
+    stems = {re.sub(r"(?<=^Thinned)(\w+?)[123]d$", r"\1", name).lower() for name in layers}
+    assert stems == {name.replace("_", "") for name in functions}

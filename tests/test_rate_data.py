@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from battery import FUSED
+from battery import FUSED, OF_SUBSETS, THINNED
 from sitout import functional as F
 from sitout import masks, nn
 from sitout.masks import MaskKey, effective_rate, keep_mask, rate_data
@@ -22,9 +22,9 @@ TINY = 2.0**-40
 EDGES = [0.0, 2.0**-34, 2.0**-33, 1 / 64 - TINY, 1 / 64, 1 / 64 + TINY, 0.1, 0.5]
 EDGES += [63 / 64, 63 / 64 + TINY, 1 - 2.0**-33, 1.0]
 
-FUNCTIONS = {name: getattr(F, name) for name in F.__all__ if name not in FUSED}
+FUNCTIONS = {name: getattr(F, name) for name in F.__all__ if name not in {*FUSED, *OF_SUBSETS}}
 # Both in the order of their names.
-LAYERS = dict(zip(FUNCTIONS, sorted({*nn.__all__} - {*FUSED.values()}), strict=True))
+LAYERS = dict(zip(FUNCTIONS, sorted({*nn.__all__} - {*FUSED.values(), *THINNED}), strict=True))
 SHAPES = dict.fromkeys(FUNCTIONS, (19, 5, 3))
 SHAPES |= {"dropout2d": (19, 5, 3, 2), "dropout3d": (19, 5, 3, 2, 1)}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

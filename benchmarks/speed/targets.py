@@ -90,10 +90,10 @@ class Verdict(NamedTuple):
     word: str
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Return a verdict for each target."""
+def verdicts(rows: Sequence[Row], wanted: Sequence[Target] = TARGETS) -> list[Verdict]:
+    """Return a verdict for each target that is wanted."""
     known = {(row["case"], row["contender"], row["baseline"]): row for row in rows}
-    return [_verdict(target, known) for target in TARGETS]
+    return [_verdict(target, known) for target in wanted]
 
 
 def _verdict(target: Target, known: dict[tuple[str, str, str], Row]) -> Verdict:

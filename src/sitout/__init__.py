@@ -10,7 +10,7 @@ from . import backends, functional, masks, nn, parallel, schedules
 from ._audit import Audit, Finding, audit, audit_training
 from ._sites import Site, Sites, sites
 from ._study import Study, StudyError, study
-from ._surgery import Change, MaxNorm, disabled, insert, replace, set_rate
+from ._surgery import Change, MaxNorm, disabled, insert, replace, set_rate, thin
 from ._version import __version__
 from .clock import MaskClock
 from .masks import MaskKey
@@ -41,4 +41,5 @@ __all__ = [
     "set_rate",
     "sites",
     "study",
+    "thin",
 ]

@@ -23,6 +23,7 @@ _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
     (sitout_nn.GaussianDropout, "gaussian"),
     (sitout_nn.DropPath, "drop_path"),
     (sitout_nn.DropPathAdd, "drop_path"),
+    (sitout_nn.ResidualDropPath, "drop_path"),
     (sitout_nn.FeatureAlphaDropout, "feature_alpha"),
     (sitout_nn.AlphaDropout, "alpha"),
     (nn.FeatureAlphaDropout, "feature_alpha"),

@@ -29,6 +29,14 @@ class Block:
     rows: Tensor | None
 
 
+@dataclass(frozen=True)
+class Part:
+    """The samples of a batch that a thinned branch sees."""
+
+    rows: Tensor
+    batch: int  # samples of the batch
+
+
 class State:
     """What a clock shares with its tickers.
 
@@ -42,6 +50,7 @@ class State:
         self.seed_tensor = torch.tensor(seed, device="cpu")
         self.step_tensor = torch.tensor(0, device="cpu")
         self.block: Block | None = None
+        self.part: Part | None = None
         self.tickers: list[Ticker] = []
         self.recomputing = False
         self.orphan = False  # whether the clock is gone, or stayed behind when the model was copied
@@ -49,7 +58,7 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: no open block, for nobody could close it."""
-        return {**vars(self), "block": None, "recomputing": False, "orphan": True}
+        return {**vars(self), "block": None, "part": None, "recomputing": False, "orphan": True}
 
     def set_seed(self, seed: int) -> None:
         """Take another seed."""
@@ -116,7 +125,34 @@ class Ticker:
             key = MaskKey(state.seed_tensor, self.site_tensor, state.step_tensor, call)
         else:
             key = MaskKey(state.seed, self.site, block.step, call)
-        return key, block.rows
+        return key, block.rows if state.part is None else state.part.rows
+
+    def batch(self) -> int | None:
+        """Return how many samples the batch has of which a thinned branch sees some."""
+        part = self.state.part
+        return None if part is None else part.batch
+
+    def run(self, branch: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor, n: int) -> Tensor:
+        """Run a branch on the kept samples of a batch, which keep their addresses.
+
+        Args:
+            branch: a module or a function.
+            x: the samples, ``[c, ...]``.
+            kept: int64 ``[c]``, which they are.
+            n: samples of the batch.
+        """
+        state = self.state
+        block = state.block
+        if block is None or state.orphan:
+            return branch(x)
+        whole = state.part
+        rows = block.rows if whole is None else whole.rows
+        here = kept if rows is None else rows.to(kept.device)[kept]
+        state.part = Part(here, n if whole is None else whole.batch)
+        try:
+            return branch(x)
+        finally:
+            state.part = whole
 
     def _count(self) -> int:
         """Return how many times the layer has run within the block, and count this call."""
@@ -252,20 +288,26 @@ class _Again:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._block, self._calls = state.block, state.calls()
+        self._block, self._calls, self._part = state.block, state.calls(), state.part
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
         state = self._state
-        self._undo.append(partial(_restore, state, state.block, state.calls(), state.recomputing))
-        _restore(state, self._block, self._calls, True)
+        before = state.block, state.part, state.calls(), state.recomputing
+        self._undo.append(partial(_restore, state, *before))
+        _restore(state, self._block, self._part, self._calls, True)
 
     def __exit__(self, *_: object) -> None:
         self._undo.pop()()
 
 
 def _restore(
-    state: State, block: Block | None, calls: dict[Ticker, int], recomputing: bool
+    state: State,
+    block: Block | None,
+    part: Part | None,
+    calls: dict[Ticker, int],
+    recomputing: bool,
 ) -> None:
     state.enter(block, calls)
+    state.part = part
     state.recomputing = recomputing

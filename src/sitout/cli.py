@@ -86,7 +86,9 @@ def study(
     task: Annotated[
         str | None, typer.Option(help="classification or regression; inferred if not given.")
     ] = None,
-    arms: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(ARMS),
+    arms: Annotated[
+        str, typer.Option(help="Comma-separated; thinned and thinned+max-norm are there too.")
+    ] = ",".join(ARMS),
     repeats: Annotated[int, typer.Option(help="Paired repeats, at least 8.")] = 8,
     budget: Annotated[str, typer.Option(help="Wall time to plan for: 90s, 10m, 1h30m.")] = "10m",
     jobs: Annotated[

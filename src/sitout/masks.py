@@ -539,7 +539,7 @@ def kept_samples(
     if q != math.floor(q):
         row = torch.as_tensor(group, dtype=torch.int64, device=device).reshape(1)
         count = _words(key, _COUNT, row, torch.zeros_like(row))[0].flatten()
-        weights[-1:] *= count < _fraction(q)
+        weights = torch.cat([weights[:-1], weights[-1:] * (count < _fraction(q))])
     listed, order = chosen.sort()
     return listed, weights[order]
 

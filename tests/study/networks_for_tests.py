@@ -94,3 +94,25 @@ class Thrifty(torch.nn.Module):
 
 def one_dropout_twice(input_shape, outputs):
     return Thrifty(math.prod(input_shape), outputs)
+
+
+def normalised_behind(input_shape, outputs):
+    return torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(math.prod(input_shape), 16),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.3),
+        torch.nn.LayerNorm(16),
+        torch.nn.Linear(16, outputs),
+    )
+
+
+def normalised_wide(input_shape, outputs):
+    return torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(math.prod(input_shape), 200),
+        torch.nn.BatchNorm1d(200),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.4),
+        torch.nn.Linear(200, outputs),
+    )

@@ -1,10 +1,12 @@
-"""What ``sitout doctor`` tells: the machine, what serves it, whether that is right, how fast."""
+"""What ``sitout doctor`` tells: the machine, what serves it, whether that is right, what pays."""
 
 from __future__ import annotations
 
 import json
 from typing import NamedTuple
 
+from . import crossover
+from .crossover import Crossover
 from .machine import Core, DoctorError, Machine, look, which
 from .speed import Speed, measure, table
 from .trial import Trial, run
@@ -20,12 +22,14 @@ class Diagnosis(NamedTuple):
         core: which kernels there are, and why one of them was chosen.
         trial: the core against the reference; None without a core.
         speed: of a forward pass, beside torch's.
+        crossover: the drop rates from which it pays not to compute what sits out.
     """
 
     machine: Machine
     core: Core
     trial: Trial | None
     speed: list[Speed]
+    crossover: list[Crossover]
 
     @property
     def wrong(self) -> bool:
@@ -50,7 +54,7 @@ class Diagnosis(NamedTuple):
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:{width}}  {value}" for name, value in rows]
-        return "\n".join([*lines, "", *table(self.speed)])
+        return "\n".join([*lines, "", *table(self.speed), "", *crossover.table(self.crossover)])
 
     def to_json(self) -> str:
         """Return all of it for a program."""
@@ -66,15 +70,17 @@ class Diagnosis(NamedTuple):
             "core": self.core._asdict(),
             "trial": trial,
             "speed": [{**one._asdict(), **one.ratios()} for one in self.speed],
+            "crossover": [{**one._asdict(), "measured": one.measured} for one in self.crossover],
         }
         return json.dumps(found)
 
 
 def doctor(*, seconds: float = 1.0) -> Diagnosis:
-    """Look at the machine, test the core against the reference, and measure a forward pass.
+    """Look at the machine, test the core against the reference, and measure.
 
     Args:
-        seconds: for the test; measuring takes about twice as long.
+        seconds: for the test; measuring takes about four times as long, half of it for a forward
+            pass, the other half for where thinning pays.
 
     Raises:
         DoctorError: ``SITOUT_TARGET`` or ``SITOUT_BACKEND`` names what there is not.
@@ -84,4 +90,10 @@ def doctor(*, seconds: float = 1.0) -> Diagnosis:
         False
     """
     core = which()
-    return Diagnosis(look(), core, run(seconds) if core.targets else None, measure(seconds / 2))
+    return Diagnosis(
+        look(),
+        core,
+        run(seconds) if core.targets else None,
+        measure(seconds / 2),
+        crossover.measure(2 * seconds),
+    )

@@ -12,6 +12,8 @@ _COLOURS = {
     "max-norm": "#cf7a0c",
     "early-stopping": "#b4559c",
     "dropout+max-norm": "#3aa5dc",
+    "thinned": "#c23b4b",
+    "thinned+max-norm": "#8d6b94",
 }
 _FONT = '-apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from .. import _checks
 from .._rates import Rate, compiled, is_number, rates, readers
 from .._source import statement
+from ..nn import ResidualDropPath, ThinnedDropout
 from ._draws import Draws
 from ._place import Place
 from ._recorder import Recorder, plain
@@ -129,10 +130,36 @@ def probing(model: nn.Module) -> Iterator[Probe]:
         if compiled(model) is not None:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
-            yield probe
+            with _as_masks(model):
+                yield probe
         finally:
             probe.rewritten = snapshot.rewritten()
             probe.changed = snapshot.restore()
+
+
+@contextmanager
+def _as_masks(model: nn.Module) -> Iterator[None]:
+    """Let what is thinned compute everything and set some to 0, so that it can be seen.
+
+    A thinned block runs the forward of its class, which calls the site as a layer.
+    """
+    sites = [one for one in model.modules() if isinstance(one, (ThinnedDropout, ResidualDropPath))]
+    forms = [site.form for site in sites]
+    blocks = [vars(one) for one in model.modules() if _is_thinned_block(one)]
+    forwards = [block.pop("forward") for block in blocks]
+    try:
+        for site in sites:
+            site.form = "masked"
+        yield
+    finally:
+        for site, form in zip(sites, forms, strict=True):
+            site.form = form
+        for block, forward in zip(blocks, forwards, strict=True):
+            block["forward"] = forward
+
+
+def _is_thinned_block(module: nn.Module) -> bool:
+    return type(vars(module).get("forward")).__name__ == "ThinnedForward"
 
 
 def unwrapped(model: object, owner: str) -> nn.Module:

@@ -18,6 +18,7 @@ from .. import backends
 from .._rates import is_number, kind_of, rate_attribute
 from ..backends._address import Packed
 from ..backends._op import _OP as DROP
+from ..nn import ThinnedDropout
 from ._calls import CALLS, OWN, Asked, asked, dropped_from, dropping_argument
 from ._draws import NORMAL, PICK, Application, Draws, dropped_share
 from ._flow import Draw
@@ -322,6 +323,8 @@ class Recorder:
                 place.shared_dims = tuple(dim - added for dim in shared if dim >= added)
             if made.dropped is not None:
                 bits = min(made.draw.size, mask.numel())  # the mask may be a slice of the draw
+                if isinstance(place.module, ThinnedDropout):
+                    bits = mask.numel()  # all of a subset come from one ticket
                 place.bits += bits
                 place.dropped += made.dropped * bits
             if self._hash and made.draw.size >= _TELLING:

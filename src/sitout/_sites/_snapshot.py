@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..nn._base import Site as Layer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -131,7 +133,8 @@ class _Attributes:
         if changed:
             now.clear()
             now.update(held)
-        return [key for key, told in changed.items() if told and key not in _INTERNAL]
+        own = isinstance(module, Layer)  # what a layer of ours notes for itself is no finding
+        return [key for key, told in changed.items() if told and key not in _INTERNAL and not own]
 
 
 _NONE = object()

@@ -55,7 +55,8 @@ def study(
         target: the column to predict; needed for CSV, TSV and Parquet.
         task: ``classification`` or ``regression``; inferred if None.
         arms: some of ``none``, ``dropout``, ``l2``, ``max-norm``, ``early-stopping``,
-            ``dropout+max-norm``.
+            ``dropout+max-norm``, and ``thinned`` and ``thinned+max-norm``, which leave out of a
+            step what sits out: see :func:`sitout.thin`.
         repeats: at least 8.
         budget: wall time to plan for, as ``"10m"`` or in seconds.
         jobs: networks trained side by side; with ``trials`` and ``epochs`` given, the numbers do

@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     import optuna
 
 ARMS = ("none", "dropout", "l2", "max-norm", "early-stopping", "dropout+max-norm")
+"""What a study compares unless told."""
+KNOWN = (*ARMS, "thinned", "thinned+max-norm")
+"""What it can compare."""
 LEARNING_RATES = {"sgd": (0.005, 0.2), "adam": (1e-4, 1e-2)}
-
+HIDDEN_RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
+RATE_SCALES = (0.5, 0.75, 1.0, 1.5)
+GROUPS = (1, 4)
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -37,6 +42,7 @@ class Regularization:
         weight_decay: L2 penalty on weights (not biases), as torch's optimizers take it.
         max_norm: bound on the norm of each hidden unit's incoming weights; None for no bound.
         patience: epochs without a better validation error before the training stops; None: never.
+        groups: of rows a batch, each with a thinned network of its own; None where all is computed.
     """
 
     input_rate: float = 0.0
@@ -45,13 +51,14 @@ class Regularization:
     weight_decay: float = 0.0
     max_norm: float | None = None
     patience: int | None = None
+    groups: int | None = None
 
     @classmethod
     def of(cls, settings: dict[str, float]) -> Regularization:
         """Return what the settings that a trial chose stand for."""
         known = {name: settings[name] for name in cls.__dataclass_fields__ if name in settings}
-        if "patience" in known:
-            known["patience"] = int(known["patience"])
+        for name in {"patience", "groups"} & set(known):
+            known[name] = int(known[name])
         return cls(**known)  # type: ignore[arg-type]
 
 
@@ -71,11 +78,14 @@ def suggest(
     trial.suggest_float("learning_rate", low, high, log=True)
     trial.suggest_categorical("epochs", epochs)
     parts = arm.split("+")
-    if "dropout" in parts and built_in:
+    drops = "dropout" in parts or "thinned" in parts
+    if drops and built_in:
         trial.suggest_categorical("input_rate", (0.0, 0.1, 0.2))
-        trial.suggest_categorical("hidden_rate", (0.1, 0.2, 0.3, 0.4, 0.5))
-    elif "dropout" in parts:
-        trial.suggest_categorical("rate_scale", (0.5, 0.75, 1.0, 1.5))
+        trial.suggest_categorical("hidden_rate", HIDDEN_RATES)
+    elif drops:
+        trial.suggest_categorical("rate_scale", RATE_SCALES)
+    if "thinned" in parts:
+        trial.suggest_categorical("groups", GROUPS)
     if "l2" in parts:
         trial.suggest_float("weight_decay", 1e-5, 3e-2, log=True)
     if "max-norm" in parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import re
@@ -11,20 +12,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+import torch
+
 from .. import _checks, _report, masks
+from .._surgery import thin
 from .._version import __version__
 from ..data import DataError, Preprocess, load, make_splits
 from . import networks, store
 from . import plan as plans
+from .arms import GROUPS, HIDDEN_RATES, RATE_SCALES, Regularization
 from .errors import StudyError
 from .execute import execute, named, one_thread
 from .plan import Plan, Request, seed_of
 from .run import Ground, outputs_of, task_of
 from .summary import summarise
-from .train import Recipe, train
+from .train import Recipe, set_rates, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch import Tensor
 
     from ..data import DataSet, Splits
     from .execute import Event
@@ -163,13 +170,14 @@ def _check_network(ground: Ground, say: Callable[[str], None]) -> str:
         first, second = (networks.seeded(make, shape, outputs_of(ground.data)) for _ in range(2))
         networks.check_independent(first, second)
         rates = networks.rates(first)
-        wants = [arm for arm in request.arms if "dropout" in arm]
+        wants = [arm for arm in request.arms if "dropout" in arm or "thinned" in arm]
         if wants and not networks.is_built_in(request.network) and not any(rates):
             raise StudyError(
                 f"The network must have dropout layers with p > 0 for the arm {wants[0]!r}. "
                 f"{request.network} has {len(rates)} dropout layers, none of them active. "
                 "Give them the rates that you would use, or leave the arm out of --arms."
             )
+        _check_chains(request, first, torch.zeros(2, *shape))
         if networks.stays_random(second, shape):
             say(
                 "The network stays random in training when all its dropout layers are at 0, so in "
@@ -177,6 +185,36 @@ def _check_network(ground: Ground, say: Callable[[str], None]) -> str:
                 "or recurrent layer. Put dropout layers in their place."
             )
         return networks.fingerprint(first)
+
+
+def _check_chains(request: Request, network: torch.nn.Module, rows: Tensor) -> None:
+    """Refuse an arm that thins where there is nothing to thin, or too few units for a rate.
+
+    Raises:
+        StudyError: there is not.
+    """
+    wants = [arm for arm in request.arms if "thinned" in arm]
+    if not wants:
+        return
+    choices = [Regularization(rate_scale=scale) for scale in RATE_SCALES]
+    if networks.is_built_in(request.network):
+        choices = [Regularization(hidden_rate=rate) for rate in HIDDEN_RATES]
+    try:
+        for how in choices:
+            sites = []
+            for groups in GROUPS:
+                trial = copy.deepcopy(network)
+                set_rates(trial, how, rows)
+                change = thin(trial, groups)
+                sites.append(change.sites)
+                with torch.no_grad():
+                    change.model.train()(rows)
+            if sites[0] != sites[-1]:
+                raise ValueError("; ".join(change.unreached))
+    except ValueError as error:
+        raise StudyError(
+            f"The network must be one that can be thinned for the arm {wants[0]!r}. {error}"
+        ) from error
 
 
 def _seconds_per_epoch(ground: Ground) -> float:

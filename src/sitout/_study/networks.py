@@ -122,7 +122,9 @@ def sites(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
     Layers that are no site of units (:class:`sitout.nn.DropPath`) count for their rate too.
     """
-    kinds = (torch.nn.modules.dropout._DropoutNd, nn.Dropout, nn.GaussianDropout, nn.DropPath)
+    torchs = torch.nn.modules.dropout._DropoutNd
+    ours = (nn.Dropout, nn.GaussianDropout, nn.DropPath, nn.ThinnedDropout, nn.ResidualDropPath)
+    kinds = (torchs, *ours)
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from . import networks
-from .arms import ARMS, LEARNING_RATES
+from .arms import KNOWN, LEARNING_RATES
 from .errors import StudyError
 from .store import read_json, write_json
 
@@ -108,7 +108,7 @@ def check(request: Request) -> None:
     """
     for arm in request.arms:
         try:
-            _checks.choice(arm, ARMS, "An arm (--arms)")
+            _checks.choice(arm, KNOWN, "An arm (--arms)")
         except ValueError as error:
             raise StudyError(str(error)) from None
     if len(set(request.arms)) < len(request.arms) or not request.arms:

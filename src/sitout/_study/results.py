@@ -117,8 +117,8 @@ class Arm:
     target.
 
     Attributes:
-        name: ``none``, ``dropout``, ``l2``, ``max-norm``, ``early-stopping`` or
-            ``dropout+max-norm``.
+        name: ``none``, ``dropout``, ``l2``, ``max-norm``, ``early-stopping``,
+            ``dropout+max-norm``, ``thinned`` or ``thinned+max-norm``.
         settings: what the repeats chose most often.
         chosen: what each repeat chose, in order.
         trials: every setting that tuning tried.

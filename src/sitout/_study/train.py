@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._surgery import MaxNorm
+from .._surgery import MaxNorm, thin
 from . import measure, networks
 from .arms import Regularization
 
@@ -120,7 +120,9 @@ def train(
     how = Regularization.of(recipe.settings)
     torch.manual_seed(recipe.seed)
     network = networks.build(make, tuple(task.train.x.shape[1:]), task.outputs)
-    _set_rates(network, how, task.train.x[:2])
+    set_rates(network, how, task.train.x[:2])
+    if how.groups is not None:
+        network = thin(network, groups=how.groups).model
     order = torch.Generator().manual_seed(recipe.seed + 1)
     torch.manual_seed(recipe.seed + 2)
     steps = _Steps(network, task.train, recipe, how, order)
@@ -185,7 +187,7 @@ def _copy(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def _set_rates(network: torch.nn.Module, how: Regularization, rows: Tensor) -> None:
+def set_rates(network: torch.nn.Module, how: Regularization, rows: Tensor) -> None:
     """Give every site the rate of the arm: built-in sites by kind, the user's by a factor."""
     before = networks.input_sites(network, rows)
     for name, site in networks.sites(network).items():

@@ -34,13 +34,18 @@ def counterpart(module: nn.Module, name: str) -> Site | None:
         return None
     rate: Any = module.drop_prob if hasattr(module, "drop_prob") else module.p
     layer = make(_checks.rate(rate, f"{type(module).__name__} at {name!r}"), module)
+    carry(layer, module)
+    return layer
+
+
+def carry(layer: nn.Module, module: nn.Module) -> None:
+    """Give a new layer the mode, hooks and attributes of the one whose place it takes."""
     layer.training = module.training
     # The very hooks, so that a handle which someone holds still removes its own.
     mine, theirs = vars(layer), vars(module)
     mine.update({key: value for key, value in theirs.items() if "hook" in key})
     extra = {key for key in theirs if not key.startswith("_")} - set(mine) - _TOLD
     mine.update({key: theirs[key] for key in extra})
-    return layer
 
 
 _TOLD = {"p", "drop_prob", "mode", "scale_by_keep", "inplace"}

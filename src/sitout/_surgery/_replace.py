@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
@@ -13,9 +11,7 @@ from ..nn._base import Site as Layer
 from . import _hooks, _modes, _unreached
 from ._change import Change, Edit, check_model
 from ._counterpart import counterpart
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from ._swap import swap
 
 
 def replace(model: nn.Module, *, functional: bool = False) -> Change:
@@ -79,7 +75,7 @@ def replace(model: nn.Module, *, functional: bool = False) -> Change:
     sites = [name for name, module in modules.items() if id(module) in made]
     if not sites and not called:
         raise _nothing(model, unreached)
-    edits = _swap(modules, made)
+    edits = swap(modules, made)
     if functional:
         remove = _hooks.install(model, _modes.Ours, _is_reached)
         edits.append(Edit("the hooks of the model", (), remove))
@@ -134,38 +130,3 @@ def _nothing(model: nn.Module, unreached: list[str]) -> ValueError:
     way_out = f"Out of its reach: {seen}." if seen else "No dropout was found in it."
     rule = "one with a dropout layer of torch, timm, torchvision or Hugging Face"
     return ValueError(_checks.message("`model` of replace", rule, type(model).__name__, way_out))
-
-
-def _swap(modules: dict[str, nn.Module], made: dict[int, Layer]) -> list[Edit]:
-    """Hang the new layers in the places of the old ones."""
-    edits, seen = [], set()
-    for name, old in modules.items():
-        new = made.get(id(old))
-        if new is None:
-            continue
-        if id(old) not in seen:
-            seen.add(id(old))
-            edits.append(Edit(name, ((id(old), None), (id(new), None)), _mode_giver(new, old)))
-        if name:
-            parent, _, last = name.rpartition(".")
-            edits.append(_hang(modules[parent], last, name, new))
-    return edits
-
-
-def _mode_giver(new: nn.Module, old: nn.Module) -> Callable[[], None]:
-    def give() -> None:
-        old.training = new.training
-        old._is_full_backward_hook = new._is_full_backward_hook  # of the hooks that both hold
-
-    return give
-
-
-def _hang(parent: nn.Module, child: str, name: str, new: nn.Module) -> Edit:
-    """Put a module in the place of a child, which keeps its place in the order."""
-    old = parent._modules[child]
-    parent._modules[child] = new
-
-    def back() -> None:
-        parent._modules[child] = old
-
-    return Edit(name, ((id(parent), child),), back, lambda: parent._modules.get(child) is new)

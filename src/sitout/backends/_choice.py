@@ -11,6 +11,7 @@ from . import cpu, reference
 if TYPE_CHECKING:
     from types import ModuleType
 
+    import torch
     from torch import Tensor
 
 _BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
@@ -64,19 +65,27 @@ class use:  # noqa: N801
         use._forced = self._before
 
 
-def explain(x: Tensor) -> Explanation:
-    """Return which backend serves ``x``, and why.
+def explain(x: Tensor, layer: torch.nn.Module | None = None) -> Explanation:
+    """Return which backend serves ``x``, and why; of a thinned layer, which form a step takes.
 
     Args:
-        x: any tensor.
+        x: any tensor; for a layer, the input of what is thinned.
+        layer: a :class:`sitout.nn.ThinnedDropout`, or a :class:`sitout.nn.DropResidual`.
 
     Raises:
+        TypeError: ``layer`` has one form only.
         ValueError: ``SITOUT_BACKEND`` names no backend, or one that is forced cannot serve ``x``.
 
     Example:
         >>> explain(torch.ones(2, device="meta")).backend
         'reference'
     """
+    if layer is not None:
+        if not hasattr(layer, "explain"):
+            rule = "a thinned layer, or None"
+            raise TypeError(_checks.message("`layer` of explain", rule, type(layer).__name__))
+        found: Explanation = layer.explain(x)  # type: ignore[operator]
+        return found
     if use._forced:
         return _forced(x, use._forced, f"sitout.backends.use({use._forced!r})")
     wanted = _ENVIRONMENT

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._law import Law
 
 __all__ = [
+    "add_rows",
     "core",
     "count_word",
     "drop",
@@ -32,8 +33,12 @@ __all__ = [
     "fuse",
     "is_memory",
     "is_plain",
+    "keep_cols",
     "keep_mask",
     "serves",
+    "spread",
+    "spread_add_",
+    "take",
 ]
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -270,6 +275,110 @@ def first(key: masks.MaskKey, n: int, k: int, group: int) -> tuple[Tensor, int]:
     out = torch.empty(k, dtype=torch.int64)
     last = core().first(out.data_ptr(), n, k, group & _LO32, *_one_key(key))
     return out, last
+
+
+def take(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
+    """Return the kept rows and columns; see :func:`sitout.backends.take`.
+
+    Example:
+        >>> take(torch.arange(6.0).view(2, 3), torch.tensor([1]), torch.tensor([0, 2]))
+        tensor([[3., 5.]])
+    """
+    x = x.contiguous()
+    out = x.new_empty(_kept_shape(x.shape, rows, cols))
+    grid = _grid(x.shape, rows, cols)
+    core().take(out.data_ptr(), x.data_ptr(), grid, x.element_size(), torch.get_num_threads())
+    return out
+
+
+def spread(x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_cols: int) -> Tensor:
+    """Return ``x`` in the kept rows and columns of zeros; see :func:`sitout.backends.spread`.
+
+    Example:
+        >>> spread(torch.ones(1, 2), torch.tensor([1]), torch.tensor([0, 2]), 2, 3)
+        tensor([[0., 0., 0.],
+                [1., 0., 1.]])
+    """
+    x = x.contiguous()
+    shape = (len(x) if rows is None else n_rows, *x.shape[1:])
+    if cols is not None:
+        shape = (shape[0], n_cols, *shape[2:])
+    out = x.new_empty(shape)
+    grid = _grid(shape, rows, cols)
+    core().spread(out.data_ptr(), x.data_ptr(), grid, x.element_size(), torch.get_num_threads())
+    return out
+
+
+def spread_add_(out: Tensor, x: Tensor, rows: Tensor | None, cols: Tensor | None) -> None:
+    """Add ``x`` to the kept rows and columns of ``out``, which is contiguous.
+
+    Example:
+        >>> out = torch.zeros(2, 3)
+        >>> spread_add_(out, torch.ones(1, 2), torch.tensor([1]), torch.tensor([0, 2]))
+        >>> out
+        tensor([[0., 0., 0.],
+                [1., 0., 1.]])
+    """
+    add = core().spread_add_float32 if x.dtype == torch.float32 else core().spread_add_float64
+    grid = _grid(out.shape, rows, cols)
+    add(out.data_ptr(), x.contiguous().data_ptr(), grid, torch.get_num_threads())
+
+
+def keep_cols(x: Tensor, cols: Tensor, dim: int, scale: float) -> Tensor:
+    """Return ``x`` with the kept indices of a dim scaled, and 0 for the others.
+
+    Example:
+        >>> keep_cols(torch.ones(2, 3), torch.tensor([1]), 1, 3.0)
+        tensor([[0., 3., 0.],
+                [0., 3., 0.]])
+    """
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    keep = core().keep_cols_float32 if x.dtype == torch.float32 else core().keep_cols_float64
+    shape = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+    grid = _grid(shape, None, cols)
+    keep(out.data_ptr(), x.data_ptr(), grid, scale, torch.get_num_threads())
+    return out
+
+
+def add_rows(x: Tensor, branch: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``x`` with the weighted rows of a branch added to its kept rows.
+
+    Args:
+        x: ``[B, ...]``, float32 or float64.
+        branch: ``[c, ...]``.
+        rows: int64 ``[c]``, ascending.
+        weights: float64 ``[c]``; a row of weight 0 is not read.
+
+    Example:
+        >>> rows, weights = torch.tensor([1]), torch.tensor([2.0], dtype=torch.float64)
+        >>> add_rows(torch.zeros(2, 2), torch.ones(1, 2), rows, weights)
+        tensor([[0., 0.],
+                [2., 2.]])
+    """
+    x, branch = x.contiguous(), branch.contiguous()
+    out = torch.empty_like(x)
+    add = core().add_rows_float32 if x.dtype == torch.float32 else core().add_rows_float64
+    grid = _grid(x.shape, rows, None)
+    tensors = (out, x, branch, weights)
+    add(*(one.data_ptr() for one in tensors), grid, torch.get_num_threads())
+    return out
+
+
+def _kept_shape(
+    shape: tuple[int, ...], rows: Tensor | None, cols: Tensor | None
+) -> tuple[int, ...]:
+    kept = (shape[0] if rows is None else len(rows), *shape[1:])
+    return kept if cols is None else (kept[0], len(cols), *kept[2:])
+
+
+def _grid(shape: tuple[int, ...], rows: Tensor | None, cols: Tensor | None) -> Any:
+    """Return a tensor as rows, columns and what is within these, with the kept ones."""
+    n_cols = shape[1] if cols is not None else math.prod(shape[1:])
+    inner = math.prod(shape[2:]) if cols is not None else 1
+    row, kept_rows = (0, 0) if rows is None else (rows.data_ptr(), len(rows))
+    col, kept_cols = (0, 0) if cols is None else (cols.data_ptr(), len(cols))
+    return core().grid(shape[0], n_cols, inner, row, kept_rows, col, kept_cols)
 
 
 def count_word(key: masks.MaskKey, group: int) -> int:

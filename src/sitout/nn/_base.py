@@ -19,6 +19,12 @@ class AddressSource(Protocol):
     def address(self, layer: torch.nn.Module) -> tuple[masks.MaskKey | None, Tensor | None]:
         """Return the key and the rows of this call, or None and None while no step is open."""
 
+    def batch(self) -> int | None:
+        """Return how many samples the batch has of which a thinned branch sees some."""
+
+    def run(self, branch: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor, n: int) -> Tensor:
+        """Run a branch on the kept samples of a batch, which keep their addresses."""
+
 
 class Site(torch.nn.Module):
     """A place in a model where units sit out in training: the base of every layer here."""
@@ -27,6 +33,7 @@ class Site(torch.nn.Module):
     _written: list[int]
     _ticker: AddressSource | None = None
     _p_below_one = False
+    _p_is_number = False  # whether the rate decides shapes, and so cannot be data
 
     def __init__(
         self,

@@ -80,10 +80,12 @@ def check(rate: Rate, value: object, owner: str) -> float:
 def can_be_data(model: nn.Module, rate: Rate) -> bool:
     """Return whether a rate can be data, which compiled code reads anew.
 
-    It is that of a sitout layer, and no other module reads it: as a number it would have to leave
-    the graph.
+    It is that of a sitout layer, does not decide shapes, and no other module reads it: as a number
+    it would have to leave the graph.
     """
-    return isinstance(rate.module, Layer) and not readers(model, rate)
+    layer = rate.module
+    is_free = isinstance(layer, Layer) and not layer._p_is_number
+    return is_free and not readers(model, rate)
 
 
 def as_data(rate: Rate, device: torch.device) -> None:
