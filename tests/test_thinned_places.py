@@ -111,3 +111,21 @@ def test_clocked_layers_in_a_thinned_branch_keep_the_addresses_of_their_samples(
             with clock.at(0, rows=rows):
                 made.append(model(x))
         torch.testing.assert_close(*made)
+
+
+def test_a_thinned_block_runs_the_function_that_its_attribute_holds_now():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.path = torch.nn.Linear(12, 12), sitout.nn.DropPath(0.4)
+            self.act = torch.relu
+
+        def forward(self, x):
+            return x + self.path(self.act(self.layer(x)))
+
+    block, x = Block(), torch.randn(4, 12)
+    sitout.thin(block)
+    block.path.p = 0.0
+    block(x)
+    block.act = torch.tanh
+    torch.testing.assert_close(block.train()(x), block.eval()(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)  # a trace goes into them
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -188,18 +190,14 @@ def relied_on(block: nn.Module, sites: Sequence[str]) -> tuple[Code, tuple[Any, 
     terms = [f"isinstance(self.{_text(site)}, Site)" for site in sites]
     for path in sorted(_paths(block)):
         value = _at(block, path)
-        if path != "training" and (is_plain(value) or _is_function(value)):
+        own = path in vars(block) and isinstance(value, _FUNCTIONS)
+        if path != "training" and (is_plain(value) or own):
             terms.append(f"self.{path}")
         elif isinstance(value, _LISTS):
             terms.append(f"len(self.{path})")
     text = f"def forward(self):\n    return ({', '.join(terms)},)\n"
     code = Code(text, {"Site": ResidualDropPath})
     return code, _values(code, block)
-
-
-def _is_function(value: object) -> bool:
-    """Return whether a trace goes into a value: functions are equal if they are the same."""
-    return callable(value) and not isinstance(value, (nn.Module, type))
 
 
 def _paths(block: nn.Module) -> set[str]:
