@@ -11,8 +11,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from .. import _checks
 from .._rates import kind_of
 from .._where import Where, fitting, nothing_found
+from ..functional._call import FORMS
 from ..nn import ResidualDropPath, ThinnedDropout
-from ..nn._thinned import FORMS
 from ..nn._thinned_conv import _BatchNorm
 from ..nn._thinned_layers import Thinned
 from ._blocks import find_blocks

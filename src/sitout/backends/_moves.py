@@ -5,22 +5,13 @@ Each of the two is the other's gradient, so both are differentiable any number o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _choice, cpu
+from . import _choice, _op, cpu
 from ._drop import is_direct
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-LIBRARY = torch.library.Library("sitout", "FRAGMENT")  # type: ignore[no-untyped-call]
-LIBRARY.define("take(Tensor x, Tensor? rows, Tensor? cols) -> Tensor")  # type: ignore[no-untyped-call]
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "spread(Tensor x, Tensor? rows, Tensor? cols, SymInt n_rows, SymInt n_cols) -> Tensor"
-)
 
 
 def take(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
@@ -43,7 +34,7 @@ def take(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
     if is_direct(x) and is_index(rows) and is_index(cols):
         made: Tensor = _Take.apply(x, rows, cols)  # type: ignore[no-untyped-call]
         return made
-    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if _op.is_seen():
         out: Tensor = torch.ops.sitout.take.default(x, rows, cols)
         return out
     return _take_plainly(x, rows, cols)
@@ -72,7 +63,7 @@ def spread(x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_c
     if is_direct(x) and is_index(rows) and is_index(cols) and _fit(x, rows, cols):
         made: Tensor = _Spread.apply(x, rows, cols, n_rows, n_cols)  # type: ignore[no-untyped-call]
         return made
-    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if _op.is_seen():
         out: Tensor = torch.ops.sitout.spread.default(x, rows, cols, n_rows, n_cols)
         return out
     return _spread_plainly(x, rows, cols, n_rows, n_cols)
@@ -191,18 +182,11 @@ def _spread_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.sitout.take.default(grad, *ctx.saved_tensors), None, None, None, None
 
 
-def register(name: str, kernel: Callable[..., object], fake: Callable[..., object]) -> None:
-    """Make an op of torch's registry of a function."""
-    torch.library.impl(f"sitout::{name}", "CompositeExplicitAutograd", kernel, lib=LIBRARY)
-    torch.library.register_fake(f"sitout::{name}", fake, lib=LIBRARY)
-
-
-register("take", _take_kernel, _take_fake)
-register("spread", _spread_kernel, _spread_fake)
-for _name, _context, _backward in (
-    ("take", _take_context, _take_backward),
-    ("spread", _spread_context, _spread_backward),
-):
-    torch.library.register_autograd(
-        f"sitout::{_name}", _backward, setup_context=_context, lib=LIBRARY
-    )
+_op.register("take(Tensor x, Tensor? rows, Tensor? cols) -> Tensor", _take_kernel, _take_fake)
+_op.register(
+    "spread(Tensor x, Tensor? rows, Tensor? cols, SymInt n_rows, SymInt n_cols) -> Tensor",
+    _spread_kernel,
+    _spread_fake,
+)
+_op.differentiate("take", _take_backward, _take_context)
+_op.differentiate("spread", _spread_backward, _spread_context)

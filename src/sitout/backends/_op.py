@@ -15,15 +15,50 @@ from ._address import Address, Packed
 from ._law import Law, slope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-_NAME = "sitout::drop"
 _LIBRARY = torch.library.Library("sitout", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
+_SCHEMA = (
     "drop(Tensor x, Tensor key, Tensor? counter, Tensor? rows, SymInt[]? block, int[] shared_dims, "
     "int batch_dim, Tensor? rate, float p, str law) -> Tensor"
 )
-_OP = torch.ops.sitout.drop.default
+
+
+def is_seen() -> bool:
+    """Return whether a compiler is at work, which sees ops; function transforms see through them.
+
+    Example:
+        >>> is_seen()
+        False
+    """
+    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def register(schema: str, kernel: Callable[..., object], fake: Callable[..., object]) -> None:
+    """Make an op of torch's registry of a function.
+
+    Args:
+        schema: name, arguments and result.
+        kernel: computes it.
+        fake: tells shapes and dtypes alone.
+    """
+    name = f"sitout::{schema.partition('(')[0]}"
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    torch.library.impl(name, "CompositeExplicitAutograd", kernel, lib=_LIBRARY)
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+
+
+def differentiate(name: str, backward: Callable[..., object], context: Callable[..., None]) -> None:
+    """Give an op its gradient.
+
+    Args:
+        name: of the op.
+        backward: takes the context and the gradient.
+        context: keeps what that needs.
+    """
+    torch.library.register_autograd(
+        f"sitout::{name}", backward, setup_context=context, lib=_LIBRARY
+    )
 
 
 def drop(x: Tensor, address: Address, p: float | Tensor, law: Law) -> Tensor:
@@ -66,6 +101,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return x_grad, *[None] * 9
 
 
-torch.library.impl(_NAME, "CompositeExplicitAutograd", _kernel, lib=_LIBRARY)
-torch.library.register_fake(_NAME, _fake, lib=_LIBRARY)
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context, lib=_LIBRARY)
+register(_SCHEMA, _kernel, _fake)
+differentiate("drop", _backward, _setup_context)
+_OP = torch.ops.sitout.drop.default

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import masks
-from . import _moves, cpu
+from . import _moves, _op, cpu
 from ._address import Address, Packed
 from ._drop import is_direct
 from ._masks import kept_samples
 
 LEAST_SAMPLES = 0.05
 """The fraction of the samples that has to sit out before it pays to gather the others."""
-
-_moves.LIBRARY.define(  # type: ignore[no-untyped-call]
-    "kept_samples(Tensor key, Tensor? counter, Tensor group, float p, SymInt n) -> (Tensor, Tensor)"
-)
 
 
 def count_samples(p: float, n: int) -> int:
@@ -52,7 +48,7 @@ def draw_samples(key: masks.MaskKey, p: float, n: int, group: Tensor) -> tuple[T
         >>> draw_samples(sitout.MaskKey(seed=0), 0.5, 4, torch.tensor(0))
         (tensor([2, 3]), tensor([2., 2.], dtype=torch.float64))
     """
-    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if _op.is_seen():
         packed = Address(key).pack()
         drawn: tuple[Tensor, Tensor] = torch.ops.sitout.kept_samples.default(
             packed.key, packed.counter, group, p, n
@@ -136,4 +132,9 @@ def _draw_fake(
     return group.new_empty(c), group.new_empty(c, dtype=torch.float64)
 
 
-_moves.register("kept_samples", _draw_kernel, _draw_fake)
+_op.register(
+    "kept_samples(Tensor key, Tensor? counter, Tensor group, float p, SymInt n) "
+    "-> (Tensor, Tensor)",
+    _draw_kernel,
+    _draw_fake,
+)

@@ -10,17 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import masks
-from . import _moves, cpu
+from . import _moves, _op, cpu
 from ._address import Address, Packed
 from ._drop import is_direct
 from ._masks import kept_units
 
-_moves.LIBRARY.define(  # type: ignore[no-untyped-call]
-    "kept_units(Tensor key, Tensor? counter, Tensor groups, float p, int n) -> Tensor"
-)
-
-
 _LEAST_RATE, _PER_ROOT = 0.08, 2.4  # fitted to what `sitout doctor` measures
+_FEW_ROWS = 256  # of a product, that are written before the BLAS is at its speed
 
 
 def least_rate(rows: int) -> float:
@@ -112,7 +108,7 @@ def draw(key: masks.MaskKey, p: float, n: int, groups: Tensor) -> Tensor:
         tensor([[2, 3, 4],
                 [0, 3, 4]])
     """
-    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if _op.is_seen():
         packed = Address(key).pack()
         drawn: Tensor = torch.ops.sitout.kept_units.default(
             packed.key, packed.counter, groups, p, n
@@ -275,9 +271,6 @@ def _product(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None) -> 
     return torch.addmm(plus, a, b, beta=beta, alpha=scale, out=wide).contiguous()
 
 
-_FEW_ROWS = 256  # of a product, that are written before the BLAS is at its speed
-
-
 class _Linear(torch.autograd.Function):
     """Gathered weights are not kept for backward: to gather them again costs less than memory."""
 
@@ -395,4 +388,8 @@ def _draw_fake(key: Tensor, counter: Tensor | None, groups: Tensor, p: float, n:
     return groups.new_empty(groups.shape[0], masks._count_kept(p, n) if p < 1.0 else 0)
 
 
-_moves.register("kept_units", _draw_kernel, _draw_fake)
+_op.register(
+    "kept_units(Tensor key, Tensor? counter, Tensor groups, float p, int n) -> Tensor",
+    _draw_kernel,
+    _draw_fake,
+)

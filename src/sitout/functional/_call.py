@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from ..backends._law import Law
 
+FORMS = ("auto", "thinned", "masked")  # of what may leave out what sits out
+
 
 def begin(x: Tensor, p: float | Tensor, law: Law, training: bool, owner: str) -> bool | None:
     """Return None if there is nothing to do: the identity draws no ticket.

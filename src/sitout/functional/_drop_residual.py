@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from ..masks import MaskKey
 
-FORMS = ("auto", "thinned", "masked")
-
 
 def drop_residual(
     x: Tensor,
@@ -121,7 +119,7 @@ def residual(
     """
     owner = "drop_residual"
     p = _checks.rate(p, owner)
-    _checks.choice(form, FORMS, f"`form` of {owner}")
+    _checks.choice(form, _call.FORMS, f"`form` of {owner}")
     if not callable(branch):
         raise TypeError(_checks.message(f"`branch` of {owner}", "what takes a tensor", branch))
     source = x if source is None else source

@@ -79,12 +79,19 @@ class Site(torch.nn.Module):
         Returns:
             The layer.
 
+        Raises:
+            TypeError: the rate decides shapes, as of a thinned layer.
+
         Example:
             >>> layer = sitout.nn.Dropout(0.5).schedulable_()
             >>> layer.p = 0.25
             >>> layer.rate_data
             tensor([   16, 16384])
         """
+        if self._p_is_number:
+            way_out = "Set p; compiled code compiles anew for each rate."
+            what = f"The rate of {type(self).__name__}"
+            raise TypeError(_checks.message(what, "a number", "data", way_out))
         if self.rate_data is None:
             data = self._as_data(self._p)
             self.rate_data = torch.empty_like(data)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import _checks, backends
 from ..backends import Explanation
-from ..functional._drop_residual import FORMS, _plainly, residual, why_masked
+from ..functional._call import FORMS
+from ..functional._drop_residual import _plainly, residual, why_masked
 from ._base import Site
 
 if TYPE_CHECKING:
@@ -49,16 +50,6 @@ class ResidualDropPath(Site):
     ) -> None:
         super().__init__(p, generator=generator)
         self.form = _checks.choice(form, FORMS, f"`form` of {type(self).__name__}")
-
-    def schedulable_(self) -> Self:
-        """Refuse: the rate decides shapes, so it cannot be data.
-
-        Raises:
-            TypeError: always.
-        """
-        way_out = "Set p; compiled code compiles anew for each rate."
-        what = f"The rate of {type(self).__name__}"
-        raise TypeError(_checks.message(what, "a number", "data", way_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of a branch with its weights: 0 for samples that sit out."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, backends, functional
 from ..backends import Explanation
+from ..functional._call import FORMS
 from ._base import Site
 
 if TYPE_CHECKING:
     from ..backends import Kept
-
-FORMS = ("auto", "thinned", "masked")
 
 
 @dataclass
@@ -128,16 +127,6 @@ class ThinnedDropout(Site):
         self._now: _Draw | None = None
         self._first = 0  # the turn of the layer that draws
 
-    def schedulable_(self) -> Self:
-        """Refuse: the rate decides shapes, so it cannot be data.
-
-        Raises:
-            TypeError: always.
-        """
-        way_out = "Set p; compiled code compiles anew for each rate."
-        what = f"The rate of {type(self).__name__}"
-        raise TypeError(_checks.message(what, "a number", "data", way_out))
-
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``; in training with 0 for what sits out, unless that was not computed."""
         if not self._drops():
@@ -168,8 +157,8 @@ class ThinnedDropout(Site):
         if not (self._sources and self._readers):
             return Explanation("masked", "no thinned layer stands before it, or none behind it")
         x = _with_rows(x, self.batch_dim)
-        if self._stands_apart(x):
-            return Explanation("masked", f"the rows of a group stand apart in dim {self.batch_dim}")
+        if self._groups_of(x) > 1 and self._needs_one_group():
+            return Explanation("masked", self._needs_one_group())
         if self._p == 1.0:
             return Explanation("masked", "nobody plays at p = 1: there is nothing to gather")
         if self.form != "auto":
@@ -196,16 +185,17 @@ class ThinnedDropout(Site):
 
     def _goes_with(self, kept: Kept) -> bool:
         """Return whether layers can take the rows of each group as they stand."""
-        if len(kept.units) == 1:
-            return True
-        return kept.together and self.batch_dim == 0 and not self._norms
+        return len(kept.units) == 1 or (kept.together and not self._needs_one_group())
 
-    def _stands_apart(self, x: Tensor) -> bool:
-        return self.batch_dim != 0 and self._groups_of(x) > 1
+    def _needs_one_group(self) -> str:
+        """Return why layers cannot take several groups; nothing if they can."""
+        if self.batch_dim != 0:
+            return f"the rows of a group stand apart in dim {self.batch_dim}"
+        return "batch normalization takes all groups at once" if self._norms else ""
 
     def _is_thin(self, x: Tensor) -> bool:
         """Return whether a step is in thinned form; compiled code asks without a number of rows."""
-        if not (self._sources and self._readers) or self._stands_apart(x) or self._p == 1.0:
+        if not (self._sources and self._readers) or self._p == 1.0:
             return False
         if self.form != "auto":
             return self.form == "thinned"

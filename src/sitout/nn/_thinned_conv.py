@@ -186,8 +186,9 @@ class ThinnedBatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
 class ThinnedBatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     """Batch normalization between a thinned layer and the :class:`ThinnedDropout` behind it.
 
-    The kept channels have the statistics that they have in the full network, so the groups of the
-    site must be 1. The running statistics of a channel are those of the steps in which it plays.
+    The kept channels have the statistics that they have in the full network. With more than one
+    group of rows all channels are computed, and the site sets some to 0. The running statistics of
+    a channel are those of the steps in which it plays.
 
     Args:
         num_features: channels.
