@@ -6,12 +6,11 @@
     python benchmarks/time_to_error.py table        # the figures of the rows that are there
 
 Both arms are tuned on the same trials: the same learning rates and rates on the input, and as many
-epochs; the thinned arm spends its trials on its groups too. What a setting is worth is its
-validation error at the end of a run from a seed of its own. Then both arms train from the same
-seeds. An arm's time is that of its training steps alone, up to the first look at which the
-validation error is down to the level of the pair: the larger of the two final validation errors,
-so that both arms reach it. What a step takes is measured at the end, in turns, so that what else
-the machine does falls on both arms alike.
+epochs. What a setting is worth is its validation error at the end of a run from a seed of its own.
+Then both arms train from the same seeds. An arm's time is that of its training steps alone, up to
+the first look at which the validation error is down to the level of the pair: the larger of the two
+final validation errors, so that both arms reach it. What a step takes is measured at the end, in
+turns, so that what else the machine does falls on both arms alike.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from sitout.data import load
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "time-to-error.json"
 BATCH, WIDTH, VALIDATION, TUNING_SEED, RATE = 512, 2048, 5000, 99, 0.5
+GROUPS = 4  # of rows a batch, in the thinned arm
 ROUNDS, STEPS_A_ROUND = 15, 4
 
 
@@ -58,9 +58,9 @@ class Case:
 
 
 CASES = {
-    "mnist": Case("mnist", 5000, 20, 5),
-    "fashion": Case("fashion-mnist", 10_000, 12, 5),
-    "mnist-60000": Case("mnist", 55_000, 3, 3, like="mnist"),
+    "mnist": Case("mnist", 5000, 50, 5),
+    "fashion": Case("fashion-mnist", 10_000, 25, 5),
+    "mnist-60000": Case("mnist", 55_000, 5, 3, like="mnist"),
 }
 ARMS = ("dropout", "thinned")
 
@@ -73,37 +73,29 @@ class Setting:
         learning_rate: of Adam; it rises over the first twentieth, then falls linearly to 0.
         input_p: drop rate of inputs, element by element in both arms.
         epochs: of a run.
-        groups: of rows a batch, in the thinned arm.
     """
 
     learning_rate: float
     input_p: float
     epochs: int
-    groups: int = 1
 
 
 def trials(case: Case) -> list[Setting]:
     """Return the settings that both arms try."""
-    return [
-        Setting(4e-3, 0.0, case.epochs, 4),
-        Setting(8e-3, 0.0, case.epochs, 2),
-        Setting(4e-3, 0.2, case.epochs, 4),
-        Setting(8e-3, 0.2, case.epochs, 4),
-    ]
+    return [Setting(rate, p, case.epochs) for p in (0.2, 0.0) for rate in (4e-3, 8e-3)]
 
 
 def network(arm: str, setting: Setting) -> torch.nn.Module:
     """Return 784-2048-2048-10 with ReLU."""
+    kinds = {"dropout": sitout.nn.Dropout, "torch.nn.Dropout": torch.nn.Dropout}
     if arm == "thinned":
-        body: torch.nn.Module = sitout.nn.ThinnedMLP(
-            784, [WIDTH, WIDTH], 10, RATE, groups=setting.groups
-        )
+        body: torch.nn.Module = sitout.nn.ThinnedMLP(784, [WIDTH, WIDTH], 10, RATE, groups=GROUPS)
     else:
         layers: list[torch.nn.Module] = []
         for n in (784, WIDTH):
-            layers += [torch.nn.Linear(n, WIDTH), torch.nn.ReLU(), sitout.nn.Dropout(RATE)]
+            layers += [torch.nn.Linear(n, WIDTH), torch.nn.ReLU(), kinds[arm](RATE)]
         body = torch.nn.Sequential(*layers, torch.nn.Linear(WIDTH, 10))
-    return torch.nn.Sequential(sitout.nn.Dropout(setting.input_p), body)
+    return torch.nn.Sequential(kinds.get(arm, sitout.nn.Dropout)(setting.input_p), body)
 
 
 def rows_of(case: Case) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -199,7 +191,12 @@ def tuned(name: str, case: Case, arm: str, store: Store, rows: Any) -> Setting:
     """Return the setting of the lowest validation error."""
     runs = [store.run(name, arm, one, rows, TUNING_SEED) for one in trials(case)]
     best = min(runs, key=lambda run: run["validation"][-1])
-    return Setting(**{field: best[field] for field in Setting.__dataclass_fields__})
+    return setting_of(best)
+
+
+def setting_of(run: dict[str, Any]) -> Setting:
+    """Return the setting of a run."""
+    return Setting(**{field: run[field] for field in Setting.__dataclass_fields__})
 
 
 def run(name: str, store: Store) -> None:
@@ -234,23 +231,30 @@ def pairs(name: str, store: Store) -> list[dict[str, dict[str, Any]]]:
 def measure(name: str, store: Store) -> None:
     """Measure what a step of each arm takes, in turns: seconds, and the ratio in each round."""
     found = pairs(name, store)[0]
-    fields = Setting.__dataclass_fields__
-    settings = {arm: Setting(**{field: found[arm][field] for field in fields}) for arm in ARMS}
+    settings = {arm: setting_of(found[arm]) for arm in ARMS}
+    settings["torch.nn.Dropout"] = settings["dropout"]
     rows = rows_of(CASES["mnist"])["train"]
     x, y = rows[0][:BATCH], rows[1][:BATCH]
-    nets = {arm: network(arm, settings[arm]) for arm in ARMS}
-    optimizers = {arm: torch.optim.Adam(nets[arm].parameters(), 1e-3, fused=True) for arm in ARMS}
-    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    nets = {arm: network(arm, one) for arm, one in settings.items()}
+    optimizers = {
+        arm: torch.optim.Adam(net.parameters(), 1e-3, fused=True) for arm, net in nets.items()
+    }
+    times: dict[str, list[float]] = {arm: [] for arm in nets}
     for _ in range(ROUNDS + 2):
-        for arm in ARMS:
+        for arm, net in nets.items():
             begin = time.perf_counter()
             for _ in range(STEPS_A_ROUND):
-                one_step(nets[arm], optimizers[arm], x, y)
+                one_step(net, optimizers[arm], x, y)
             times[arm].append((time.perf_counter() - begin) / STEPS_A_ROUND)
-    ratios = [a / b for a, b in zip(*(times[arm][2:] for arm in ARMS), strict=True)]
+    taken = {arm: each[2:] for arm, each in times.items()}
+    ratios = {
+        arm: [a / b for a, b in zip(taken[arm], taken["thinned"], strict=True)]
+        for arm in nets
+        if arm != "thinned"
+    }
     store.pace[name] = {
-        **{arm: statistics.median(times[arm][2:]) for arm in ARMS},
-        "ratio": [statistics.median(ratios), min(ratios), max(ratios)],
+        "seconds": {arm: statistics.median(each) for arm, each in taken.items()},
+        "ratio": {arm: statistics.quantiles(each, n=4) for arm, each in ratios.items()},
     }
     store.keep()
 
@@ -272,11 +276,11 @@ def summary(name: str, store: Store) -> dict[str, Any]:
     """Return the figures of a case."""
     found = pairs(name, store)
     pace = store.pace[name]
-    ratios = []
+    steps = []
     for both in found:
         level = max(both[arm]["validation"][-1] for arm in ARMS)
         slow, fast = (epochs_to(both[arm], level) for arm in ARMS)
-        ratios.append(slow / fast * pace["ratio"][0])
+        steps.append(slow / fast)
     more = [both["thinned"]["test"] - both["dropout"]["test"] for both in found]
     half = _T[len(more) - 1] * statistics.stdev(more) / math.sqrt(len(more))
     return {
@@ -284,12 +288,13 @@ def summary(name: str, store: Store) -> dict[str, Any]:
         "seeds": len(found),
         **{f"{arm}_test": statistics.mean(both[arm]["test"] for both in found) for arm in ARMS},
         "difference": [statistics.mean(more) - half, statistics.mean(more) + half],
-        "step_seconds": pace,
-        "time_ratio": [statistics.median(ratios), min(ratios), max(ratios)],
-        "settings": {
-            arm: {field: found[0][arm][field] for field in Setting.__dataclass_fields__}
-            for arm in ARMS
+        "pace": pace,
+        "steps_ratio": [statistics.median(steps), min(steps), max(steps)],
+        "time_ratio": {
+            arm: statistics.median(ratio[1] * one for one in steps)
+            for arm, ratio in pace["ratio"].items()
         },
+        "settings": {arm: asdict(setting_of(found[0][arm])) for arm in ARMS},
     }
 
 

@@ -1,8 +1,8 @@
 #include "moves.h"
 
 #include <algorithm>
-#include <cstring>
 
+#include "lines.h"
 #include "share.h"
 
 namespace sitout {
@@ -34,51 +34,40 @@ void each_row(const Grid& grid, int threads, Each each) {
   });
 }
 
-// Call each(to, from) with the offsets of every element that a row keeps.
-template <class Each>
-void each_kept(const Grid& grid, Each each) {
-  if (!grid.col) {
-    for (int64_t i = 0; i < grid.cols * grid.inner; ++i) each(i, i);
-  } else if (grid.inner == 1) {
-    for (int64_t i = 0; i < grid.kept_cols; ++i) each(grid.col[i], i);
-  } else {
-    for (int64_t i = 0; i < grid.kept_cols; ++i) {
-      const int64_t at = grid.col[i] * grid.inner, from = i * grid.inner;
-      for (int64_t j = 0; j < grid.inner; ++j) each(at + j, from + j);
-    }
-  }
+// Call use(lines) with what moves the kept columns of a row.
+template <class T, class Use>
+void with_lines(const Grid& grid, Use use) {
+#ifdef SITOUT_X86
+  if constexpr (sizeof(T) == sizeof(float))
+    if (Blocks::serve(grid)) return use(Blocks(grid));
+#endif
+  use(Singly{grid});
 }
 
 template <class T>
 void take_as(T* y, const T* x, const Grid& grid, int threads) {
-  const int64_t line = grid.kept_cols * grid.inner, rows = grid.kept_rows;
-  const int shares = shares_for(rows * line, rows, threads);
-  share(shares, shares, [&](int64_t part) {
-    for (int64_t i = rows * part / shares; i < rows * (part + 1) / shares; ++i) {
-      const int64_t row = grid.row ? grid.row[i] : i;
-      T* const to = y + i * line;
-      const T* const from = x + row * grid.cols * grid.inner;
-      if (!grid.col) {
-        std::copy_n(from, line, to);
-      } else {
-        each_kept(grid, [&](int64_t at, int64_t k) { to[k] = from[at]; });
-      }
-    }
+  const int64_t line = grid.cols * grid.inner, kept_line = grid.kept_cols * grid.inner;
+  const int64_t rows = grid.kept_rows;
+  const int shares = shares_for(rows * kept_line, rows, threads);
+  with_lines<T>(grid, [&](const auto& lines) {
+    share(shares, shares, [&](int64_t part) {
+      for (int64_t i = rows * part / shares; i < rows * (part + 1) / shares; ++i)
+        lines.take(y + i * kept_line, x + (grid.row ? grid.row[i] : i) * line);
+    });
   });
 }
 
 template <class T>
 void spread_as(T* y, const T* x, const Grid& grid, int threads) {
   const int64_t line = grid.cols * grid.inner, kept_line = grid.kept_cols * grid.inner;
-  each_row(grid, threads, [&](int64_t row, int64_t i) {
-    T* const to = y + row * line;
-    const T* const from = x + i * kept_line;
-    if (i >= 0 && !grid.col) {
-      std::copy_n(from, line, to);
-      return;
-    }
-    std::memset(static_cast<void*>(to), 0, static_cast<size_t>(line) * sizeof(T));
-    if (i >= 0) each_kept(grid, [&](int64_t at, int64_t k) { to[at] = from[k]; });
+  with_lines<T>(grid, [&](const auto& lines) {
+    each_row(grid, threads, [&](int64_t row, int64_t i) {
+      if (i < 0) {
+        std::fill_n(y + row * line, line, T{0});
+      } else {
+        lines.spread(y + row * line, x + i * kept_line);
+      }
+    });
   });
 }
 
@@ -103,22 +92,20 @@ void spread(void* y, const void* x, const Grid& grid, int bytes, int threads) {
 template <class T>
 void spread_add(T* y, const T* x, const Grid& grid, int threads) {
   const int64_t line = grid.cols * grid.inner, kept_line = grid.kept_cols * grid.inner;
-  each_row(grid, threads, [&](int64_t row, int64_t i) {
-    if (i < 0) return;
-    T* const to = y + row * line;
-    const T* const from = x + i * kept_line;
-    each_kept(grid, [&](int64_t at, int64_t k) { to[at] += from[k]; });
+  with_lines<T>(grid, [&](const auto& lines) {
+    each_row(grid, threads, [&](int64_t row, int64_t i) {
+      if (i >= 0) lines.add(y + row * line, x + i * kept_line);
+    });
   });
 }
 
 template <class T>
 void keep_cols(T* y, const T* x, const Grid& grid, T scale, int threads) {
   const int64_t line = grid.cols * grid.inner;
-  each_row(grid, threads, [&](int64_t row, int64_t) {
-    T* const to = y + row * line;
-    const T* const from = x + row * line;
-    std::memset(to, 0, static_cast<size_t>(line) * sizeof(T));
-    each_kept(grid, [&](int64_t at, int64_t) { to[at] = scale * from[at]; });
+  with_lines<T>(grid, [&](const auto& lines) {
+    each_row(grid, threads, [&](int64_t row, int64_t) {
+      lines.keep(y + row * line, x + row * line, scale);
+    });
   });
 }
 

@@ -16,7 +16,7 @@ from sitout.backends import add_rows, cpu, spread, take, use
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 13), (8, 16), (4, 5, 3), (3, 7, 1, 2), (0, 3), (17, 101)]
-LARGE = (401, 331, 3)  # of more elements than one thread takes
+LARGE = [(401, 331, 3), (311, 450)]  # of more elements than one thread takes
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 wide_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -82,23 +82,23 @@ def zeros_with(x, shape, rows, cols):
 
 
 @every_dtype
-def test_take_is_indexing_to_the_bit(dtype, threads):
-    for shape, rows, cols in cases([*SHAPES, LARGE] if threads > 1 else SHAPES):
+def test_take_is_indexing_to_the_bit(dtype, threads, target):
+    for shape, rows, cols in cases([*SHAPES, *LARGE] if threads > 1 else SHAPES):
         x = any_bits(shape, dtype)
         assert same_bits(take(x, rows, cols), indexed(x, rows, cols)), (shape, rows, cols)
 
 
 @every_dtype
-def test_spread_puts_the_kept_back_among_positive_zeros(dtype, threads):
-    for shape, rows, cols in cases([*SHAPES, LARGE] if threads > 1 else SHAPES):
+def test_spread_puts_the_kept_back_among_positive_zeros(dtype, threads, target):
+    for shape, rows, cols in cases([*SHAPES, *LARGE] if threads > 1 else SHAPES):
         x = any_bits(indexed(torch.empty(shape), rows, cols).shape, dtype)
         made = spread(x, rows, cols, *shape[:2])
         assert same_bits(made, zeros_with(x, shape, rows, cols)), (shape, rows, cols)
 
 
 @wide_dtypes
-def test_spread_add_adds_at_the_kept_and_leaves_all_else(dtype, threads):
-    for shape, rows, cols in cases([*SHAPES, LARGE] if threads > 1 else SHAPES):
+def test_spread_add_adds_at_the_kept_and_leaves_all_else(dtype, threads, target):
+    for shape, rows, cols in cases([*SHAPES, *LARGE] if threads > 1 else SHAPES):
         if any(kept is not None and not len(kept) for kept in (rows, cols)):
             continue
         out = torch.randn(shape, dtype=dtype)
@@ -109,8 +109,8 @@ def test_spread_add_adds_at_the_kept_and_leaves_all_else(dtype, threads):
 
 
 @wide_dtypes
-def test_keep_cols_scales_the_kept_along_any_dim_and_selects_zeros(dtype, threads):
-    for shape in [(1, 1), (7,), (5, 13), (4, 5, 3), *([LARGE] if threads > 1 else [])]:
+def test_keep_cols_scales_the_kept_along_any_dim_and_selects_zeros(dtype, threads, target):
+    for shape in [(1, 1), (7,), (5, 13), (4, 5, 3), *(LARGE if threads > 1 else [])]:
         for dim, size in enumerate(shape):
             cols = subset(size, -(-size // 2))
             x, keep = torch.randn(shape, dtype=dtype), torch.zeros(size, dtype=torch.bool)
@@ -123,7 +123,7 @@ def test_keep_cols_scales_the_kept_along_any_dim_and_selects_zeros(dtype, thread
 
 @wide_dtypes
 def test_add_rows_adds_weighted_rows_and_does_not_read_those_of_weight_0(dtype, threads):
-    for shape in [(1, 1), (7,), (5, 13), (4, 5, 3), *([LARGE] if threads > 1 else [])]:
+    for shape in [(1, 1), (7,), (5, 13), (4, 5, 3), *(LARGE if threads > 1 else [])]:
         rows = subset(shape[0], -(-shape[0] // 2))
         weights = torch.rand(len(rows), dtype=torch.float64) * 3
         weights[0] = 0.0
