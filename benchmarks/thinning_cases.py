@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ OURS, GROUPS, FORM = "sitout", "sitout, 4 groups", "the masked form"
 TORCH, FLAT, PLAIN = "torch.nn.Dropout", "sitout.nn.Dropout", "without dropout"
 TORCH_2D, TIMM = "torch.nn.Dropout2d", "timm"
 STEP = "forward + backward + SGD"
-CLASSES = 10
+CLASSES, PARTS = 10, 3
 # The norm of a difference, in norms of what is wanted. In float32 a ReLU whose input is 0 but for
 # rounding may let a gradient pass in one form and not in the other.
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-2}
@@ -86,13 +87,19 @@ class Net(Case):
         return "; ".join(told)
 
     def measure(self, rounds: int) -> list[Row]:
-        """Return a row for each network of ours beside each of the others."""
+        """Return a row for each network of ours beside each of the others.
+
+        The networks are made anew after a third of the rounds, and in another order: where their
+        tensors lie in memory makes equal networks differ by some percent.
+        """
         makes: dict[str, Make] = {name: partial(make, "auto") for name, make in self.ours.items()}
-        contenders = [
-            Contender(name, self._call(make), self.threads)
-            for name, make in {**makes, **self.others}.items()
-        ]
-        found = interleave(contenders, rounds)
+        makes |= self.others
+        found: dict[str, list[float]] = {name: [] for name in makes}
+        for part in range(PARTS):
+            names = random.Random(part).sample(list(makes), len(makes))
+            contenders = [Contender(name, self._call(makes[name]), self.threads) for name in names]
+            for name, seconds in interleave(contenders, -(-rounds // PARTS)).items():
+                found[name] += seconds
         return [self.times(name, other, found) for name in self.ours for other in self.others]
 
     def _results(self, network: nn.Module, dtype: torch.dtype) -> list[Tensor]:

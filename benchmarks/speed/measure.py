@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import random
 import statistics
 import time
@@ -124,6 +126,7 @@ def threads(count: int) -> Iterator[None]:
 def _undisturbed() -> Iterator[None]:
     """Collect no garbage within a block, and give no memory back to the system."""
     torch.empty(31 << 20, dtype=torch.uint8)  # once freed, glibc reuses all that is smaller
+    _give_nothing_back()
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -132,3 +135,11 @@ def _undisturbed() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _give_nothing_back() -> None:
+    """Have glibc keep what is freed at the top of its heap: whether it does is else chance."""
+    trim_threshold = -1
+    mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
