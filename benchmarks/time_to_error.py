@@ -5,7 +5,7 @@
     python benchmarks/time_to_error.py pace         # measure the steps again, on a quiet machine
     python benchmarks/time_to_error.py table        # the figures of the rows that are there
 
-Both arms are tuned on the same trials: the same learning rates and rates on the input, and as many
+Both arms are tuned on the same trials: the same learning rates and drop rates, and as many
 epochs. What a setting is worth is its validation error at the end of a run from a seed of its own.
 Then both arms train from the same seeds. An arm's time is that of its training steps alone, up to
 the first look at which the validation error is down to the level of the pair: the larger of the two
@@ -33,7 +33,7 @@ from sitout.data import load
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "time-to-error.json"
-BATCH, WIDTH, VALIDATION, TUNING_SEED, RATE = 512, 2048, 5000, 99, 0.5
+BATCH, WIDTH, VALIDATION, TUNING_SEED = 512, 2048, 5000, 99
 GROUPS = 4  # of rows a batch, in the thinned arm
 ROUNDS, STEPS_A_ROUND = 15, 4
 
@@ -72,28 +72,34 @@ class Setting:
     Attributes:
         learning_rate: of Adam; it rises over the first twentieth, then falls linearly to 0.
         input_p: drop rate of inputs, element by element in both arms.
+        p: drop rate of hidden units.
         epochs: of a run.
     """
 
     learning_rate: float
     input_p: float
+    p: float
     epochs: int
 
 
 def trials(case: Case) -> list[Setting]:
     """Return the settings that both arms try."""
-    return [Setting(rate, p, case.epochs) for p in (0.2, 0.0) for rate in (4e-3, 8e-3)]
+    tried = [(rate, p, 0.5) for p in (0.2, 0.0) for rate in (4e-3, 8e-3)]
+    tried += [(rate, 0.0, 0.3) for rate in (4e-3, 2e-3)]
+    return [Setting(*one, case.epochs) for one in tried]
 
 
 def network(arm: str, setting: Setting) -> torch.nn.Module:
     """Return 784-2048-2048-10 with ReLU."""
     kinds = {"dropout": sitout.nn.Dropout, "torch.nn.Dropout": torch.nn.Dropout}
     if arm == "thinned":
-        body: torch.nn.Module = sitout.nn.ThinnedMLP(784, [WIDTH, WIDTH], 10, RATE, groups=GROUPS)
+        body: torch.nn.Module = sitout.nn.ThinnedMLP(
+            784, [WIDTH, WIDTH], 10, setting.p, groups=GROUPS
+        )
     else:
         layers: list[torch.nn.Module] = []
         for n in (784, WIDTH):
-            layers += [torch.nn.Linear(n, WIDTH), torch.nn.ReLU(), kinds[arm](RATE)]
+            layers += [torch.nn.Linear(n, WIDTH), torch.nn.ReLU(), kinds[arm](setting.p)]
         body = torch.nn.Sequential(*layers, torch.nn.Linear(WIDTH, 10))
     return torch.nn.Sequential(kinds.get(arm, sitout.nn.Dropout)(setting.input_p), body)
 

@@ -56,7 +56,9 @@ OPTIONAL = [
     "safetensors",
     "scipy",
     "sklearn",
+    "skorch",
     "timm",
+    "torchmetrics",
     "transformers",
     "triton",
     "typer",
@@ -180,7 +182,7 @@ def test_importing_sitout_brings_its_packages():
 
 
 PUBLIC = [
-    *("sitout", "sitout.backends", "sitout.functional", "sitout.masks", "sitout.nn"),
+    *("sitout", "sitout.backends", "sitout.functional", "sitout.masks", "sitout.mc", "sitout.nn"),
     "sitout.schedules",
 ]
 

@@ -28,6 +28,7 @@ PUBLIC = {
         "functional",
         "insert",
         "masks",
+        "mc",
         "nn",
         "parallel",
         "replace",
@@ -119,6 +120,7 @@ PUBLIC = {
         "thinned_dropout",
         "thinned_linear",
     ],
+    "sitout.mc": ["Comparison", "Prediction", "compare", "predict"],
     "sitout.masks": [
         "SPEC_VERSION",
         "MaskKey",

@@ -6,7 +6,7 @@ them. ``sitout.sites`` and ``sitout.audit`` show what any model drops and what i
 measures whether dropout helps a network on given data.
 """
 
-from . import backends, functional, masks, nn, parallel, schedules
+from . import backends, functional, masks, mc, nn, parallel, schedules
 from ._audit import Audit, Finding, audit, audit_training
 from ._sites import Site, Sites, sites
 from ._study import Study, StudyError, study
@@ -34,6 +34,7 @@ __all__ = [
     "functional",
     "insert",
     "masks",
+    "mc",
     "nn",
     "parallel",
     "replace",

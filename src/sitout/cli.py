@@ -181,24 +181,36 @@ def _print(found: Study) -> None:
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished study.")],
-    rows: Annotated[str, typer.Argument(help="A .csv, .parquet or .npz file of new rows.")],
+    rows: Annotated[str, typer.Argument(help="A .csv, .tsv, .parquet or .npz file of new rows.")],
+    samples: Annotated[
+        int | None, typer.Option(help="Leave dropout on and predict so many times.")
+    ] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="Whose network; that of lowest validation loss if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Write the CSV here instead of printing it.")
+        Path | None,
+        typer.Option(help="Write here, as .csv, .parquet or .npz, instead of printing CSV."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Predict new rows with the network that a study trained; CSV goes to standard output."""
+    """Predict new rows with a network that a study trained; CSV goes to standard output."""
     with needs_or_exit("study", "sitout predict"):
         from ._study.predict import predict as run_predict
+        from ._study.sampled import check_ending, write
+
+    def say(line: str) -> None:
+        typer.echo(f"sitout predict: {line}", err=True)
+
     with _one_line("predict", debug):
-        text = run_predict(folder, rows).to_csv(index=False)
+        if out is not None:
+            check_ending(out)
+        found = run_predict(folder, rows, arm=arm, samples=samples, seed=seed, say=say)
         if out is None:
-            typer.echo(text, nl=False)
+            typer.echo(found.to_csv(index=False), nl=False)
         else:
-            try:
-                out.write_text(text)
-            except OSError as error:
-                raise StudyError(f"Cannot write {out}: {error.strerror}.") from error
+            write(found, out)
 
 
 @app.command()

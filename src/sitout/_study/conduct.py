@@ -269,7 +269,7 @@ def _write(ground: Ground, study: Study) -> None:
         folder / "best" / "settings.json",
         {
             "arm": arm.name,
-            "settings": arm.settings,
+            "settings": arm.chosen[0],
             "network": ground.request.network,
             "input_shape": list(preprocess.shape),
             "outputs": outputs_of(ground.data),

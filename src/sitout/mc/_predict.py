@@ -1,0 +1,430 @@
+"""mc.predict: what a network with its dropout left on says, many times over."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from .._sites import _probe
+from ._batch import Batch
+from ._draws import Addresses
+from ._loop import Loop
+from ._make import ROWS, NothingDrawnError, make
+from ._memory import budget
+from ._plan import Plan
+from ._prediction import Prediction, joined
+from ._program import OtherBranchError
+from ._reduce import KINDS, OPTIONAL, STATISTICS, Reducer
+from ._switch import dropping, sites_of
+from ._tape import UntraceableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from .._sites import Site
+    from .._where import Where
+
+MASKS = ("independent", "shared", "locked")
+_UNLIKELY = math.log(1e-6)
+_KEPT = 8  # plans of a model
+_LEAST = 8  # rows from which it pays to gather weights
+_plans: WeakKeyDictionary[nn.Module, dict[object, Plan | str]] = WeakKeyDictionary()
+
+
+def predict(
+    model: nn.Module,
+    *inputs: Any,
+    samples: int = 50,
+    outputs: str = "values",
+    statistics: Sequence[str] | None = None,
+    quantiles: Sequence[float] = (),
+    masks: str = "independent",
+    locked_dims: Sequence[int] = (),
+    seed: int = 0,
+    where: Where = None,
+    class_dim: int = 1,
+    batch_dim: int = 0,
+    select: Callable[[Any], Tensor] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    memory: str | int | None = None,
+    stop: str | None = None,
+    return_samples: bool = False,
+    progress: bool = False,
+) -> Prediction:
+    """Predict with dropout left on: the mean of many samples, and how far they are apart.
+
+    The model is left as it is. While it runs, all of it is in evaluation mode, but for the modules
+    that drop; afterwards, also after an exception, everything is as before. What comes before the
+    first dropout runs once for a batch, and the rest for several samples at a time.
+
+    A draw has the address (seed, site, sample, row). So the result does not hang on how rows are
+    batched or samples are chunked, and a second call gives the same one. It hangs on ``seed``.
+
+    Args:
+        model: any module.
+        inputs: what the model takes, as in ``model(*inputs)``; tensors with the rows of a batch in
+            ``batch_dim``. Or one iterable of batches, such as a ``DataLoader``: each a tensor, a
+            tuple whose first item goes in, or a dict of keywords.
+        samples: how many, T.
+        outputs: what the model returns. "values", "logits", "probabilities", or
+            "mean_and_log_variance" (two numbers along ``class_dim``, Kendall and Gal 2017).
+        statistics: which to compute; by default all but ``variation_ratio``. Without "std" a
+            network with large outputs takes a third less memory.
+        quantiles: fractions in (0, 1), exact for up to 64 samples.
+        masks: "independent", one for each row and element; "shared", sample t is one function for
+            all rows and batches; "locked", one bit along ``locked_dims``.
+        locked_dims: of the tensors that are dropped from, for masks="locked".
+        seed: an int in [0, 2**32).
+        where: of which sites only: a glob on the name, a type, a predicate; see
+            :func:`sitout.set_rate`.
+        class_dim: of an output ``[B, ...]``: the dim of the classes.
+        batch_dim: of the inputs: the dim of the rows, 1 for ``[T, B, C]``.
+        select: takes what the model returns to the tensor that counts; by default a tensor, or
+            ``.logits``.
+        kwargs: keywords that the model takes.
+        memory: that samples may take: "2GB", bytes, or a quarter of what is free.
+        stop: "ci:0.01" ends before ``samples`` when the 95 % interval of each mean is narrower
+            than 0.01 to both sides.
+        return_samples: keep all samples, ``[T, B, ...]``.
+        progress: show a bar on stderr.
+
+    Returns:
+        The statistics, float32 or wider, ``[B, ...]``.
+
+    Raises:
+        TypeError: ``model`` is no module, or an argument has the wrong type.
+        ValueError: nothing drops, an argument is out of range, or one does not fit the output.
+        RuntimeError: the dropout did not reach the output: no draw was made, or all samples are
+            equal where this is less likely than 1e-6.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 64), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3)
+        ... )
+        >>> made = sitout.mc.predict(model, torch.randn(5, 4), samples=30, outputs="logits")
+        >>> made.mean.shape, made.mutual_information.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+
+    Reference:
+        Gal and Ghahramani 2016, arXiv 1506.02142; Houlsby et al. 2011, arXiv 1112.5745 (mutual
+        information); Kendall and Gal 2017, arXiv 1703.04977 (two parts of the variance).
+    """
+    root = _probe.unwrapped(model, "mc.predict")
+    asked = _Asked(
+        samples,
+        outputs,
+        statistics,
+        tuple(quantiles),
+        masks,
+        tuple(locked_dims),
+        seed,
+        where,
+        class_dim,
+        batch_dim,
+        select or _output,
+        memory,
+        stop,
+        return_samples,
+    )
+    batches = _batches(inputs, kwargs or {}, batch_dim)
+    parts, row = [], 0
+    for batch in _shown(batches, progress):
+        parts.append(_Run(root, asked, batch, row).predict())
+        row += batch.rows
+    if not parts:
+        raise ValueError(_checks.message("`inputs` of mc.predict", "one batch or more", "none"))
+    return joined(parts)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options of :func:`predict`."""
+
+    samples: int
+    outputs: str
+    statistics: Sequence[str] | None
+    quantiles: tuple[float, ...]
+    masks: str
+    locked_dims: tuple[int, ...]
+    seed: int
+    where: Where
+    class_dim: int
+    batch_dim: int
+    select: Callable[[Any], Tensor]
+    memory: str | int | None
+    stop: str | None
+    return_samples: bool
+    width: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        owner = "mc.predict"
+        if _checks.integer(self.samples, "samples", owner) < 2:
+            raise ValueError(_checks.message(f"`samples` of {owner}", "2 or more", self.samples))
+        if not 0 <= _checks.integer(self.seed, "seed", owner) < 1 << 32:
+            raise ValueError(_checks.message(f"`seed` of {owner}", "in [0, 2**32)", self.seed))
+        _checks.choice(self.outputs, KINDS, f"`outputs` of {owner}")
+        _checks.choice(self.masks, MASKS, f"`masks` of {owner}")
+        if (self.masks == "locked") != bool(self.locked_dims):
+            rule = "given with masks='locked', and with no other"
+            raise ValueError(_checks.message(f"`locked_dims` of {owner}", rule, self.locked_dims))
+        known = (*STATISTICS[self.outputs], *OPTIONAL.get(self.outputs, ()))
+        for name in self.statistics or ():
+            _checks.choice(name, known, f"`statistics` of {owner}")
+        for level in self.quantiles:
+            if not 0.0 < level < 1.0:
+                raise ValueError(_checks.message(f"`quantiles` of {owner}", "in (0, 1)", level))
+        if self.stop is not None:
+            object.__setattr__(self, "width", _width(self.stop))
+
+    def reducer(self) -> Reducer:
+        """Return what takes the samples."""
+        names = tuple(self.statistics or STATISTICS[self.outputs])
+        if self.stop is not None and "std" not in names:
+            names = (*names, "std")
+        return Reducer(self.outputs, names, self.class_dim, self.quantiles)
+
+
+def _width(stop: object) -> float:
+    kind, _, number = stop.partition(":") if isinstance(stop, str) else ("", "", "")
+    try:
+        width = float(number)
+    except ValueError:
+        width = 0.0
+    if kind != "ci" or not 0.0 < width < math.inf:
+        rule = "'ci:' and half the width of the interval, as in 'ci:0.01'"
+        raise ValueError(_checks.message("`stop` of mc.predict", rule, stop))
+    return width
+
+
+class _Run:
+    """One batch."""
+
+    def __init__(self, model: nn.Module, asked: _Asked, batch: Batch, first_row: int) -> None:
+        self.model, self.asked, self.batch = model, asked, batch
+        device = next((one.device for one in batch.tensors()), torch.device("cpu"))
+        self.device = device
+        rows = torch.arange(first_row, first_row + batch.rows, device=device)
+        self.rows = torch.zeros_like(rows) if asked.masks == "shared" else rows
+        self.sites = _sites(model, asked.where, batch)
+
+    def predict(self) -> Prediction:
+        """Return the statistics of the batch."""
+        reducer, stack = self.asked.reducer(), []
+        with dropping(self.model, self.sites):
+            plan, border = self._begun(self._plan())
+            for part in self._samples(plan, border):
+                reducer.update(part)
+                if self.asked.return_samples:
+                    stack.append(part.clone())
+                if self.asked.stop is not None and reducer.width() <= self.asked.width:
+                    break
+        self._check_differ(reducer)
+        count = torch.full((self.batch.rows,), reducer.count, device=self.device)
+        return Prediction(
+            reducer.results(), count, torch.cat(stack) if stack else None, (self._told(plan),)
+        )
+
+    def _plan(self) -> Plan | str:
+        """Return the plan of the model for such a batch, or why it has none."""
+        kept = _plans.setdefault(self.model, {})
+        key = (self.batch.form(), self.asked.select, _state(self.model))
+        if key not in kept:
+            if len(kept) >= _KEPT:
+                kept.pop(next(iter(kept)))
+            try:
+                kept[key] = make(self.model, self.batch, self.asked.select)
+            except NothingDrawnError:
+                raise _nothing_drawn(self.sites) from None
+            except UntraceableError as error:
+                kept[key] = str(error)
+        return kept[key]
+
+    def _begun(self, plan: Plan | str) -> tuple[Plan | str, dict[int, Tensor]]:
+        """Return the plan and what it computes once; why there is none if the batch is another."""
+        if isinstance(plan, str):
+            return plan, {}
+        try:
+            return plan, plan.prefix(self.batch.tensors(), self.batch.rows)
+        except OtherBranchError:
+            return "its forward takes another branch on the values of this batch", {}
+
+    def _samples(self, plan: Plan | str, border: dict[int, Tensor]) -> Iterator[Tensor]:
+        """Yield samples, ``[c, B, ...]``, until all are there."""
+        asked, rows = self.asked, self.batch.rows
+        if isinstance(plan, str):
+            loop = Loop(self.model, self.batch, asked.select)
+            for t in range(asked.samples):
+                yield loop.suffix(self._addresses(t, 1)).unsqueeze(0)
+                if not loop.drawn:
+                    raise _nothing_drawn(self.sites)
+            return
+        at = plan.program.batch_dim(plan.program.outputs[0])
+        size = self._chunk(plan)
+        if self._leaves_out(plan):
+            for t in range(asked.samples):
+                [out] = plan.one(border, rows, self._addresses(t, 1))
+                yield out.unsqueeze(0)
+            return
+        for t in range(0, asked.samples, size):
+            many = min(size, asked.samples - t)
+            [out] = plan.suffix(border, rows, self._addresses(t, many))
+            if many == 1:
+                yield out.unsqueeze(0)
+            else:
+                assert at is not None
+                split = (*out.shape[: at[0]], many, rows, *out.shape[at[0] + 1 :])
+                yield out.reshape(split).movedim(at[0], 0)
+
+    def _leaves_out(self, plan: Plan) -> bool:
+        """Return whether units that sit out are not computed: all rows share them, and it pays."""
+        return self.asked.masks == "shared" and bool(plan.packed.by) and self.batch.rows >= _LEAST
+
+    def _addresses(self, first: int, many: int) -> Addresses:
+        asked = self.asked
+        return Addresses(asked.seed, range(first, first + many), self.rows, asked.locked_dims)
+
+    def _chunk(self, plan: Plan) -> int:
+        """Return how many samples run together: as many as the memory holds."""
+        if not plan.expands:
+            return 1
+        rows = self.batch.rows
+        one, two = plan.bytes_of(rows), plan.bytes_of(2 * rows)
+        fixed, each = 2 * one - two, max(two - one, 1)
+        fit = (budget(self.asked.memory, self.device) - fixed) // each
+        return int(min(max(fit, 1), self.asked.samples))
+
+    def _check_differ(self, reducer: Reducer) -> None:
+        """Refuse samples that are all equal, where that is no chance."""
+        if reducer.differ:
+            return
+        rows = 1 if self.asked.masks == "shared" else self.batch.rows
+        locked = self.asked.locked_dims
+        log = sum(_log_chance(site, rows, locked, reducer.count) for site in self.sites)
+        told = f"All {reducer.count} samples of mc.predict are equal"
+        if log < _UNLIKELY:
+            raise RuntimeError(
+                f"{told}, though {len(self.sites)} sites drop: by chance this would be less likely "
+                "than 1e-6. The output does not hang on what they drop: it may be rounded, or an "
+                "argmax, or their units may all be 0."
+            )
+        warnings.warn(
+            f"{told}: so few bits are drawn that this may be chance. Take more samples or rows.",
+            stacklevel=4,
+        )
+
+    def _told(self, plan: Plan | str) -> str:
+        """Return what ran how often."""
+        shapes = [tuple(one.shape) for one in self.batch.tensors()]
+        if isinstance(plan, str):
+            return f"{shapes}: the whole model ran for each sample, for {plan}."
+        size, count = self._chunk(plan), self.asked.samples
+        left_out = ""
+        if self._leaves_out(plan):
+            size = 1
+            draws = len({*plan.packed.by.values()})
+            left_out = f" Units that sit out are not computed, at {draws} sites."
+        return (
+            f"{shapes}: {len(plan.once)} of {len(plan.program.steps)} operations ran once, "
+            f"{len(plan.each)} for each sample, {size} of {count} samples at a time. The plan took "
+            f"{ROWS} rows.{left_out}"
+        )
+
+
+def _log_chance(site: Site, rows: int, locked: Sequence[int], samples: int) -> float:
+    """Return the logarithm of the chance that all masks of a site are equal.
+
+    Args:
+        site: as the probe saw it.
+        rows: that have a mask of their own.
+        locked: dims along which one bit serves all.
+        samples: how many masks each row has.
+    """
+    if site.shape is None or not site.p:
+        return 0.0
+    shared = {*(site.shared_dims or ()), *(dim % max(len(site.shape), 1) for dim in locked)}
+    bits = math.prod(size for dim, size in enumerate(site.shape) if dim not in shared)
+    both = site.p**samples + (1.0 - site.p) ** samples
+    return bits * rows / _PROBED * math.log(both) if both > 0.0 else -math.inf
+
+
+_PROBED = 2  # rows, of which the sites were found
+_found: WeakKeyDictionary[nn.Module, dict[object, list[Site]]] = WeakKeyDictionary()
+
+
+def _sites(model: nn.Module, where: Where, batch: Batch) -> list[Site]:
+    """Return the sites that drop; they are found once for a state of the model."""
+    kept = _found.setdefault(model, {})
+    asked = (batch.form(), where if callable(where) else repr(where))
+    found = kept.get((asked, _state(model)))
+    if found is None:
+        if len(kept) >= _KEPT:
+            kept.pop(next(iter(kept)))
+        few = batch.take([i % batch.rows for i in range(_PROBED)])
+        found = sites_of(model, *few.arguments(), where)
+        kept[asked, _state(model)] = found  # the probe writes buffers, and gives them back
+    return found
+
+
+def _state(model: nn.Module) -> int:
+    """Return a number that is another one after any change that a plan may hang on."""
+    told: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
+    for name, module in model.named_modules():
+        told += [name, id(module), type(module), module.training]
+        told += [len(module._forward_hooks), len(module._forward_pre_hooks)]
+        told += [(key, value) for key, value in vars(module).items() if type(value) in _PLAIN]
+    for tensor in (*model.parameters(), *model.buffers()):
+        told += [id(tensor), tensor._version, tensor.dtype, tensor.device]
+    return hash(tuple(told))
+
+
+_PLAIN = (int, float, bool, str, type(None))
+
+
+def _nothing_drawn(sites: list[Site]) -> RuntimeError:
+    names = ", ".join(site.name or "the root" for site in sites[:3])
+    return RuntimeError(
+        f"No dropout of the model reaches its output. Its sites ({names}) drop in training, but "
+        "not here: a branch for evaluation may leave them out."
+    )
+
+
+def _output(out: Any) -> Tensor:
+    """Return the tensor that a model returns, alone or as ``.logits``."""
+    if isinstance(out, Tensor):
+        return out
+    logits = getattr(out, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    way_out = "Pass select=lambda out: ... to mc.predict."
+    raise TypeError(_checks.message("The output", "a tensor, or have .logits", type(out), way_out))
+
+
+def _batches(inputs: tuple[Any, ...], kwargs: Mapping[str, Any], dim: int) -> Iterator[Batch]:
+    """Yield the batches: the one that was given, or those of an iterable."""
+    [first, *rest] = inputs or (None,)
+    several = not rest and not isinstance(first, (Tensor, dict, list, tuple, type(None), str))
+    if not several or not hasattr(first, "__iter__"):
+        yield Batch.of(inputs, kwargs, dim)
+        return
+    for one in first:
+        if isinstance(one, dict):
+            yield Batch.of((), {**one, **kwargs}, dim)
+        else:
+            yield Batch.of((one[0] if isinstance(one, (list, tuple)) else one,), kwargs, dim)
+
+
+def _shown(batches: Iterable[Batch], progress: bool) -> Iterable[Batch]:
+    if not progress:
+        return batches
+    from .. import _optional
+
+    with _optional.needs("study", "progress=True of mc.predict"):
+        from rich.progress import track
+    return track(batches, description="Batches")
