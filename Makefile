@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit reports same-mask same-run bench bench-thinning clean
+.PHONY: study test lint types docs unit reports same-mask same-run bench bench-thinning time-to-error uci clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -56,6 +56,12 @@ bench: | $(VENV) ## how fast it is: a page, its rows and the plot (a few minutes
 bench-thinning: | $(VENV) ## the same for units that are not computed (a quarter of an hour)
 	$(PIP_INSTALL) --editable '.[bench]'
 	$(BIN)/python benchmarks/thinning.py --save
+
+time-to-error: $(VENV)/.test ## thinned layers against dropout, until both are as good (two hours; it resumes)
+	$(BIN)/python benchmarks/time_to_error.py run
+
+uci: $(VENV)/.test ## nine sets of the paper on Monte-Carlo dropout (three hours; it resumes)
+	$(BIN)/python benchmarks/uci.py run --splits 20
 
 clean: ## forget the environment and everything built
 	rm -rf $(VENV) docs/_build .mypy_cache .pytest_cache .ruff_cache

@@ -49,7 +49,8 @@ napoleon_custom_sections = ["Shape", "Differs", "Reference"]
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|npt|numpy|pd|pandas|optuna|os|collections|pathlib|types)\..*"),
     (r"py:.*", r"Tensor|Path|Sequence|Mapping|Callable|ModuleType|ProcessGroup|DeviceMesh"),
-    (r"py:.*", r"TypeError|ValueError|ImportError|Exception"),
+    (r"py:.*", r"TypeError|ValueError|ImportError|Exception|NotFittedError"),
+    (r"py:class", r"ArrayLike|NDArray|Pair|sitout\.mc\._comparison\.Score"),
     (r"py:class", r"nn\.Module|TrainingArguments|Trainer(State|Control)"),
     (r"py:class", r"Where|Edit|Rates|sitout\._sites\._site\.(Sites|Measured)"),
     (r"py:class", r"Features|Law|sitout\.data\._layouts\.(Table|Grid)"),

@@ -474,6 +474,44 @@ def test_what_comes_before_the_first_dropout_runs_once():
     assert "5 of 7 operations ran once" in told
 
 
+class Deciding(nn.Module):
+    """A part that is the same for all samples, then a random choice of the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True))
+        self.head = nn.Linear(6, 2)
+        self.runs = []
+
+    def forward(self, x):
+        y = self.body(self.body(x))
+        y += 1.0
+        if self.training and torch.rand([]) < 0.5:
+            return self.head(y) * 2.0
+        return self.head(y)
+
+
+def test_without_a_plan_modules_before_the_first_draw_run_once():
+    torch.manual_seed(0)
+    model = Deciding()
+    runs = []
+    model.body[0].register_forward_hook(lambda *_: runs.append(1))
+    x = torch.randn(3, 6)
+    found = samples_of(model, x, samples=40)
+    probed = len(runs)
+    again = samples_of(model, x, samples=40)
+    assert len(runs) - probed == 2  # both calls, of the first sample
+    assert torch.equal(found, again)
+    assert "forward" not in vars(model.body)
+    with torch.no_grad():
+        whole = model.eval()(x)
+    for sample in found:
+        assert torch.allclose(sample, whole, atol=1e-6) or torch.allclose(
+            sample, 2 * whole, atol=1e-6
+        )
+    assert 5 < sum(torch.allclose(sample, whole, atol=1e-6) for sample in found) < 35
+
+
 def test_where_chooses_the_sites():
     torch.manual_seed(0)
     model = layers(nn.Dropout(0.5), nn.Linear(8, 64), nn.Dropout(0.5))

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._ticker import Block, State, Ticker
 from ..nn import ResidualDropPath, ThinnedDropout
 from ._draws import draw
+from ._memo import Memo
 from ._tape import DROP, _is_draw
 
 if TYPE_CHECKING:
@@ -30,19 +31,26 @@ class Loop:
         select: returns the output that counts.
     """
 
-    expands = False
-
     def __init__(self, model: nn.Module, batch: Batch, select: Callable[[Any], Tensor]) -> None:
         self.model, self.batch, self.select = model, batch, select
         self.drawn = bool(clocked(model))
+        self.remembers = not self.drawn  # thinned layers draw where no op can be seen
+        self.memo: Memo | None = None
 
-    def suffix(self, where: Addresses) -> Tensor:
+    def sample(self, where: Addresses) -> Tensor:
         """Return the output of one sample."""
         mode = _Addressed(where, self.batch.rows)
+        known = self.memo
+        memo = known or Memo(self.model, lambda: mode.drawn)
         with _clocked(self.model, where), torch.random.fork_rng(), mode:
             # What has no address, a choice that the code makes from a number, hangs on the seed.
             torch.manual_seed(where.seed << 32 | where.samples[0])
-            out = self.select(self.batch.call(self.model))
+            if not self.remembers:
+                out = self.select(self.batch.call(self.model))
+            else:
+                with memo.replaying() if known else memo.listening():
+                    out = self.select(self.batch.call(self.model))
+        self.memo = memo
         self.drawn = self.drawn or mode.drawn
         return out
 

@@ -261,7 +261,7 @@ class _Run:
         if isinstance(plan, str):
             loop = Loop(self.model, self.batch, asked.select)
             for t in range(asked.samples):
-                yield loop.suffix(self._addresses(t, 1)).unsqueeze(0)
+                yield loop.sample(self._addresses(t, 1)).unsqueeze(0)
                 if not loop.drawn:
                     raise _nothing_drawn(self.sites)
             return
@@ -323,7 +323,10 @@ class _Run:
         """Return what ran how often."""
         shapes = [tuple(one.shape) for one in self.batch.tensors()]
         if isinstance(plan, str):
-            return f"{shapes}: the whole model ran for each sample, for {plan}."
+            return (
+                f"{shapes}: no plan, for {plan}. The model ran for each sample, but for modules "
+                "that end before the first draw."
+            )
         size, count = self._chunk(plan), self.asked.samples
         left_out = ""
         if self._leaves_out(plan):

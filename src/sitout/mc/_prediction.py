@@ -43,7 +43,7 @@ class Prediction:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the outputs: of values, of probabilities, or of predicted means."""
+        """The mean of the outputs, which are values, probabilities, or predicted means."""
         return self._statistic("mean")
 
     @property
@@ -53,17 +53,17 @@ class Prediction:
 
     @property
     def entropy(self) -> Tensor:
-        """The entropy of the mean probabilities: all that is uncertain. Without the class dim."""
+        """The entropy of the mean probabilities, all that is uncertain. Without the class dim."""
         return self._statistic("entropy")
 
     @property
     def expected_entropy(self) -> Tensor:
-        """The mean entropy of the samples: what is uncertain in the data."""
+        """The mean entropy of the samples, what is uncertain in the data."""
         return self._statistic("expected_entropy")
 
     @property
     def mutual_information(self) -> Tensor:
-        """The difference of the two: what the network does not know."""
+        """The difference of the two, what the network does not know."""
         return self._statistic("mutual_information")
 
     @property
