@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MASKS = ("independent", "shared", "locked")
 _UNLIKELY = math.log(1e-6)
 _KEPT = 8  # plans of a model
+_NEAR = 16 << 20  # bytes that are worked on at once: more of them leave the caches
 _LEAST = 8  # rows from which it pays to gather weights
 _plans: WeakKeyDictionary[nn.Module, dict[object, Plan | str]] = WeakKeyDictionary()
 
@@ -223,6 +224,7 @@ class _Run:
                 reducer.update(part)
                 if self.asked.return_samples:
                     stack.append(part.clone())
+                del part
                 if self.asked.stop is not None and reducer.width() <= self.asked.width:
                     break
         self._check_differ(reducer)
@@ -269,18 +271,12 @@ class _Run:
         size = self._chunk(plan)
         if self._leaves_out(plan):
             for t in range(asked.samples):
-                [out] = plan.one(border, rows, self._addresses(t, 1))
-                yield out.unsqueeze(0)
+                yield plan.one(border, rows, self._addresses(t, 1))[0].unsqueeze(0)
             return
         for t in range(0, asked.samples, size):
             many = min(size, asked.samples - t)
-            [out] = plan.suffix(border, rows, self._addresses(t, many))
-            if many == 1:
-                yield out.unsqueeze(0)
-            else:
-                assert at is not None
-                split = (*out.shape[: at[0]], many, rows, *out.shape[at[0] + 1 :])
-                yield out.reshape(split).movedim(at[0], 0)
+            # Nothing here holds on to a sample: it goes before the next one comes.
+            yield _apart(plan.suffix(border, rows, self._addresses(t, many))[0], many, at)
 
     def _leaves_out(self, plan: Plan) -> bool:
         """Return whether units that sit out are not computed: all rows share them, and it pays."""
@@ -298,6 +294,8 @@ class _Run:
         one, two = plan.bytes_of(rows), plan.bytes_of(2 * rows)
         fixed, each = 2 * one - two, max(two - one, 1)
         fit = (budget(self.asked.memory, self.device) - fixed) // each
+        if self.device.type == "cpu":
+            fit = min(fit, _NEAR // each)
         return int(min(max(fit, 1), self.asked.samples))
 
     def _check_differ(self, reducer: Reducer) -> None:
@@ -338,6 +336,14 @@ class _Run:
             f"{len(plan.each)} for each sample, {size} of {count} samples at a time. The plan took "
             f"{ROWS} rows.{left_out}"
         )
+
+
+def _apart(out: Tensor, many: int, at: tuple[int, int] | None) -> Tensor:
+    """Return samples that lie one after the other along a dim, ``[c, B, ...]``."""
+    if many == 1 or at is None:
+        return out.unsqueeze(0)
+    split = (*out.shape[: at[0]], many, -1, *out.shape[at[0] + 1 :])
+    return out.reshape(split).movedim(at[0], 0)
 
 
 def _log_chance(site: Site, rows: int, locked: Sequence[int], samples: int) -> float:

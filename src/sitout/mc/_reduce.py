@@ -77,15 +77,17 @@ class Reducer:
         return 1.96 * math.sqrt(variance / self.count)
 
     def results(self) -> dict[str, Tensor]:
-        """Return the statistics by their names."""
+        """Return the statistics by their names; once, for what they are made of goes."""
         count, held = self.count, self._held
         mean = held["mean"]
         made = {"mean": mean}
         if "m2" in held:
-            made["std"] = (held["m2"] / max(count - 1, 1)).sqrt_()
+            made["std"] = held.pop("m2").div_(max(count - 1, 1)).sqrt_()
         if self.kind in ("logits", "probabilities"):
-            entropy = _entropy(mean, 1)
             expected = held["entropy"] / count
+            entropy = torch.empty_like(expected)
+            for before, _, behind in _tiles((1, *mean.shape)):
+                entropy[before, behind] = _entropy(mean[before, :, behind], 1)
             made |= {"entropy": entropy, "expected_entropy": expected}
             made["mutual_information"] = (entropy - expected).clamp_min_(0.0)
             if "votes" in held:
