@@ -462,6 +462,15 @@ def test_a_plan_is_kept_until_the_model_changes():
     handle.remove()
 
 
+def test_another_hook_makes_another_plan():
+    model, x, _ = made("functional")
+    handle = model.first.register_forward_hook(lambda module, args, out: out * 0.5)
+    before = samples_of(model, x)
+    handle.remove()
+    model.first.register_forward_hook(lambda module, args, out: out * 2.0)
+    assert not torch.allclose(samples_of(model, x), before)
+
+
 def test_a_batch_that_takes_another_branch_is_not_served_by_the_plan(without_plan):
     model, x, _ = made("asking")
     samples_of(model, x)

@@ -1,4 +1,4 @@
-"""The plain way: the whole model runs once for each sample, with draws at their addresses."""
+"""Without a plan: the model runs for each sample, with draws at their addresses."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ._draws import draw
-from ._program import tensors
 from ._tape import DROP, Ref, Size, Step, UntraceableError, aten, chance
 from ._thin import Packed
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._draws import Addresses, Draws
-    from ._program import Program
+    from ._program import Do, Program
 
 _FACTORIES = ("empty", "new_empty", "zeros", "new_zeros", "ones", "new_ones", "full", "new_full")
 
@@ -54,7 +54,7 @@ class Plan:
         # As on tape: what an op does to strides of its own was not asked there.
         dense = [one.contiguous() for one in inputs]
         values = dict(zip(self.program.inputs, dense, strict=True))
-        self.program.run(self.once, values, rows, self._free_once, _never)
+        self.program.run(self.once, values, rows, self._free_once)
         return {number: values[number] for number in self.border}
 
     def suffix(self, border: dict[int, Tensor], rows: int, where: Draws) -> list[Tensor]:
@@ -65,16 +65,9 @@ class Plan:
             rows: of the batch.
             where: what draws; it says how many samples there are.
         """
-        program, count = self.program, len(where.samples)
+        count = len(where.samples)
         values = {number: self._repeated(number, one, count) for number, one in border.items()}
-
-        def drawn(step: Step, index: int, held: dict[int, Tensor]) -> list[Tensor]:
-            args, kwargs = program.filled(step, program.filler(held, rows * count))
-            at = program.batch_dim(step.outs[0])
-            return draw(where, program.draws[index], at, step.func, args, kwargs)
-
-        program.run(self.each, values, rows * count, self._free_each, drawn)
-        return [values[number] for number in program.outputs]
+        return self._run_each(values, rows * count, partial(self._drawn, where))
 
     def weights(self) -> list[int]:
         """Return what is drawn without a dim of rows: a mask of weights, one for all rows."""
@@ -90,23 +83,27 @@ class Plan:
             rows: as of :meth:`suffix`.
             where: as of :meth:`suffix`, of one sample, with rows of 0.
         """
-        program, kept = self.program, dict[int, Tensor]()
+        kept: dict[int, Tensor] = {}
         values = {number: self._repeated(number, one, 1) for number, one in border.items()}
-        for index in self.each:
-            step = program.steps[index]
-            args, kwargs = program.filled(step, program.filler(values, rows))
+
+        def packed(step: Step, index: int, args: Any, kwargs: Any) -> list[Tensor] | None:
             made = self.packed.run(step, args, kept, where)
-            if made is not None:
-                outs = [made]
-            elif step.draws:
-                at = program.batch_dim(step.outs[0])
-                outs = draw(where, program.draws[index], at, step.func, args, kwargs)
-            else:
-                outs = tensors(step.func(*args, **kwargs))
-            values.update(zip(step.outs, outs, strict=True))
-            for number in self._free_each.get(index, ()):
-                values.pop(number, None)
-        return [values[number] for number in program.outputs]
+            return self._drawn(where, step, index, args, kwargs) if made is None else [made]
+
+        return self._run_each(values, rows, packed)
+
+    def _run_each(self, values: dict[int, Tensor], rows: int, do: Do) -> list[Tensor]:
+        self.program.run(self.each, values, rows, self._free_each, do)
+        return [values[number] for number in self.program.outputs]
+
+    def _drawn(
+        self, where: Draws, step: Step, index: int, args: Any, kwargs: Any
+    ) -> list[Tensor] | None:
+        """Do a step that draws; None for another one."""
+        if not step.draws:
+            return None
+        at = self.program.batch_dim(step.outs[0])
+        return draw(where, self.program.draws[index], at, step.func, args, kwargs)
 
     def _repeated(self, number: int, one: Tensor, count: int) -> Tensor:
         """Return a value of the border for several samples, in memory that may be written to."""
@@ -129,10 +126,6 @@ def repeated(x: Tensor, dim: int, count: int) -> Tensor:
     made = wide.repeat([count if one == dim else 1 for one in order])
     back = [order.index(one) for one in range(x.dim())]
     return made.permute(back)
-
-
-def _never(step: Step, index: int, values: dict[int, Tensor]) -> list[Tensor]:
-    raise AssertionError(f"{step.func} draws in the part that draws nothing")
 
 
 def split(program: Program) -> Plan:
@@ -211,8 +204,10 @@ def fuse(program: Program) -> None:
     """
     steps, fused = program.steps, []
     uses: dict[int, int] = {}
+    for number in program.outputs:
+        uses[program.storages[number]] = 1
     for step in steps:
-        for number in (*step.reads,):
+        for number in step.reads:
             uses[program.storages[number]] = uses.get(program.storages[number], 0) + 1
     index = 0
     while index < len(steps):
@@ -251,8 +246,3 @@ def _dropout(program: Program, four: Sequence[Step], uses: dict[int, int]) -> St
     p = 1.0 - chance(bits.args)
     args = (x, None, None, None, None, shared, 0, None, p, "dropout")
     return Step(DROP, args, {}, product.outs, [], True)
-
-
-def untraceable(error: Exception) -> str:
-    """Return why a forward has no plan."""
-    return str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MASKS = ("independent", "shared", "locked")
 _UNLIKELY = math.log(1e-6)
 _KEPT = 8  # plans of a model
+_PROBED = 2  # rows, of which the sites are found
 _NEAR = 16 << 20  # bytes that are worked on at once: more of them leave the caches
 _LEAST = 8  # rows from which it pays to gather weights
 _plans: WeakKeyDictionary[nn.Module, dict[object, Plan | str]] = WeakKeyDictionary()
@@ -76,8 +77,8 @@ def predict(
         samples: how many, T.
         outputs: what the model returns. "values", "logits", "probabilities", or
             "mean_and_log_variance" (two numbers along ``class_dim``, Kendall and Gal 2017).
-        statistics: which to compute; by default all but ``variation_ratio``. Without "std" a
-            network with large outputs takes a third less memory.
+        statistics: which to compute; by default all but ``variation_ratio``. Without "std" the
+            memory of one output less is held.
         quantiles: fractions in (0, 1), exact for up to 64 samples.
         masks: "independent", one for each row and element; "shared", sample t is one function for
             all rows and batches; "locked", one bit along ``locked_dims``.
@@ -287,7 +288,7 @@ class _Run:
         return Addresses(asked.seed, range(first, first + many), self.rows, asked.locked_dims)
 
     def _chunk(self, plan: Plan) -> int:
-        """Return how many samples run together: as many as the memory holds."""
+        """Return how many samples run together: as many as the memory, or the caches, hold."""
         if not plan.expands:
             return 1
         rows = self.batch.rows
@@ -363,7 +364,6 @@ def _log_chance(site: Site, rows: int, locked: Sequence[int], samples: int) -> f
     return bits * rows / _PROBED * math.log(both) if both > 0.0 else -math.inf
 
 
-_PROBED = 2  # rows, of which the sites were found
 _found: WeakKeyDictionary[nn.Module, dict[object, list[Site]]] = WeakKeyDictionary()
 
 
@@ -386,7 +386,7 @@ def _state(model: nn.Module) -> int:
     told: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
     for name, module in model.named_modules():
         told += [name, id(module), type(module), module.training]
-        told += [len(module._forward_hooks), len(module._forward_pre_hooks)]
+        told += [*module._forward_hooks, *module._forward_pre_hooks]  # their numbers
         told += [(key, value) for key, value in vars(module).items() if type(value) in _PLAIN]
     for tensor in (*model.parameters(), *model.buffers()):
         told += [id(tensor), tensor._version, tensor.dtype, tensor.device]

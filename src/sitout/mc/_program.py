@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from ._tape import Tape
 
+    Do = Callable[[Step, int, Any, Any], list[Tensor] | None]
+
 
 @dataclass
 class Program:
@@ -60,7 +62,7 @@ class Program:
         values: dict[int, Tensor],
         rows: int,
         free: dict[int, list[int]],
-        draw: Callable[[Step, int, dict[int, Tensor]], list[Tensor]],
+        do: Do | None = None,
     ) -> None:
         """Run some of the steps.
 
@@ -69,32 +71,26 @@ class Program:
             values: what they start from; what they make is put there.
             rows: how many there are.
             free: which values go after each step, see :meth:`last_uses`.
-            draw: does a step that draws; takes it, its index and the values.
+            do: does some steps in a way of its own; takes one, its index and its arguments, and
+                returns None for the others.
         """
         for index in steps:
             step = self.steps[index]
-            if step.draws:
-                made = draw(step, index, values)
-            else:
-                args, kwargs = self.filled(step, self.filler(values, rows))
+            fill = _Fill(values, rows, self.constants)
+            args, kwargs = each(fill, step.args), each(fill, step.kwargs)
+            made = do(step, index, args, kwargs) if do else None
+            if made is None:
                 out = step.func(*args, **kwargs)
                 if step.told is not None and out != step.told:
                     raise OtherBranchError
                 made = tensors(out)
-                del args, kwargs, out
+                del out
+            del args, kwargs
             for number, tensor in zip(step.outs, made, strict=True):
                 values[number] = tensor
             del made
             for number in free.get(index, ()):
                 values.pop(number, None)
-
-    def filler(self, values: dict[int, Tensor], rows: int) -> _Fill:
-        """Return what puts values and sizes into the arguments of a step."""
-        return _Fill(values, rows, self.constants)
-
-    def filled(self, step: Step, fill: _Fill) -> tuple[Any, Any]:
-        """Return the arguments of a step."""
-        return each(fill, step.args), each(fill, step.kwargs)
 
     def number_draws(self) -> None:
         """Number the steps that draw."""

@@ -115,6 +115,9 @@ class Tape(TorchDispatchMode):
             self.shapes.append(tuple(tensor.shape))
         return number
 
+    def _ref(self, one: Any) -> Any:
+        return Ref(self._numbers[id(one)]) if isinstance(one, Tensor) else one
+
     def storage(self, value: int) -> int:
         """Return what tensors that share memory have in common."""
         held: int = self.tensors[value].untyped_storage()._cdata
@@ -141,11 +144,10 @@ class Tape(TorchDispatchMode):
         writes = [self.number(one) for one in written(func, args, kwargs)]
         if hanging or is_draw:
             self._hanging |= {self.storage(value) for value in (*outs, *writes)}
-        refer = lambda one: Ref(self._numbers[id(one)]) if isinstance(one, Tensor) else one  # noqa: E731
         if func is DROP:  # whose address is given when it runs
             x, *_, shared_dims, batch_dim, rate, p, law = args
             args = (x, None, None, None, None, shared_dims, batch_dim, rate, p, law)
-        step = Step(func, each(refer, args), each(refer, kwargs), outs, writes, is_draw)
+        step = Step(func, each(self._ref, args), each(self._ref, kwargs), outs, writes, is_draw)
         if hanging and torch.Tag.data_dependent_output in func.tags:
             step.told = out
         self.steps.append(step)
@@ -164,7 +166,6 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
 
 _BITS = (aten.bernoulli_.float, aten.bernoulli.p)
 _UNIFORM = (aten.rand.default, aten.rand_like.default, aten.uniform_.default)
-_DROPS = (aten.native_dropout.default, DROP)
 
 
 def _is_draw(func: Any, args: tuple[Any, ...]) -> bool:
