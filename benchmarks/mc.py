@@ -5,8 +5,9 @@
     python benchmarks/mc.py --save             # writes results/mc.json
 
 The plain loop switches the dropout modules of torch to training and stacks the outputs. In each
-round both run once, in turns. The first prediction, which finds the sites and makes the plan, is
-told in plain passes.
+round both run once, in turns. What the first prediction takes longer than the next, since it finds
+the sites and makes the plan, is told in plain passes: the median of three new models. Memory is the
+most bytes of tensors that a call has at one time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from speed.peak import peak
 from speed.setting import ROOT, setting
 from torch import Tensor, nn
 
@@ -98,7 +100,16 @@ def perceptron() -> tuple[nn.Module, Tensor]:
 
 
 def segmentation() -> tuple[nn.Module, Tensor]:
-    """Return a network of large outputs, 21 x 512 x 512, with dropout before the last layer."""
+    """Return a network of large outputs, 21 x 512 x 512, with the head of an FCN (Long 2015)."""
+    body = [nn.Conv2d(3, 32, 7, stride=4, padding=3), nn.ReLU()]
+    body += [nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()]
+    head = [nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(32, 21, 1)]
+    whole = nn.Upsample(scale_factor=8, mode="bilinear")
+    return nn.Sequential(*body, *head, whole), torch.randn(1, 3, 512, 512)
+
+
+def pixelwise() -> tuple[nn.Module, Tensor]:
+    """Return a network whose last convolution makes the outputs, 21 x 512 x 512, itself."""
     body = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(8, 21, 1)]
     return nn.Sequential(*body), torch.randn(1, 3, 512, 512)
 
@@ -110,6 +121,8 @@ CASES = [
     Case("ViT, dropout everywhere", vit, 50, {"outputs": "logits"}, 1.3),
     Case("MLP 3 x 1024, shared masks", perceptron, 100, {"masks": "shared"}, 2.5),
     Case("segmentation, 21 x 512 x 512", segmentation, 50, {"outputs": "logits", **FEW}, 0.0),
+    Case("the same, with std", segmentation, 50, {"outputs": "logits"}, 0.0),
+    Case("convolution at 21 x 512 x 512", pixelwise, 50, {"outputs": "logits", **FEW}, 0.0),
 ]
 
 
@@ -124,19 +137,11 @@ def loop(model: nn.Module, x: Tensor, samples: int) -> Tensor:
 
 
 def timed(case: Case, rounds: int) -> dict[str, Any]:
-    """Return the times of a case, and how often it is as fast as the loop."""
+    """Return the times of a case, how often it is as fast as the loop, and its memory."""
     torch.manual_seed(0)
     model, x = case.make()
     model.eval()
-    with torch.no_grad():
-        model(x)
-        begin = time.perf_counter()
-        for _ in range(3):
-            model(x)
-        one_pass = (time.perf_counter() - begin) / 3
-    begin = time.perf_counter()
     made = sitout.mc.predict(model, x, samples=case.samples, **case.options)
-    first = time.perf_counter() - begin
     ours, theirs = [], []
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -146,16 +151,49 @@ def timed(case: Case, rounds: int) -> dict[str, Any]:
         ours.append(time.perf_counter() - middle)
         theirs.append(middle - begin)
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    usual = statistics.median(ours)
     return {
         "case": case.name,
         "samples": case.samples,
         "loop_seconds": statistics.median(theirs),
-        "seconds": usual,
+        "seconds": statistics.median(ours),
         "ratio": [statistics.median(ratios), min(ratios), max(ratios)],
         "least": case.least,
-        "plan_in_passes": max(first - usual, 0.0) / one_pass,
+        "plan_in_passes": statistics.median(planned(case) for _ in range(3)),
+        **memory(case, model, x),
         "told": made.explain(),
+    }
+
+
+def planned(case: Case) -> float:
+    """Return how many plain passes the first prediction of a new model takes on top."""
+    model, x = case.make()
+    model.eval()
+    with torch.no_grad():
+        model(x)
+        one_pass = statistics.median(_seconds(lambda: model(x)) for _ in range(5))
+    first, *others = (
+        _seconds(lambda: sitout.mc.predict(model, x, samples=2, **case.options)) for _ in range(4)
+    )
+    return max(first - statistics.median(others), 0.0) / one_pass
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def memory(case: Case, model: nn.Module, x: Tensor) -> dict[str, int]:
+    """Return the peak bytes of a prediction, of the loop, of one pass, and those of an output."""
+    model.eval()
+    with torch.no_grad():
+        out = model(x)
+        one_pass = peak(lambda: model(x))
+    return {
+        "peak": peak(lambda: sitout.mc.predict(model, x, samples=case.samples, **case.options)),
+        "loop_peak": peak(lambda: loop(model, x, case.samples)),
+        "pass_peak": one_pass,
+        "output": out.nbytes,
     }
 
 
@@ -173,8 +211,10 @@ def main() -> int:
         if asked.only and not any(word in case.name for word in asked.only):
             continue
         rows.append({**timed(case, asked.rounds), **setting()})
-        shown = {key: rows[-1][key] for key in ("case", "loop_seconds", "seconds", "ratio")}
-        print(shown, f"plan: {rows[-1]['plan_in_passes']:.1f} passes", rows[-1]["told"], flush=True)
+        row = rows[-1]
+        shown = {key: row[key] for key in ("case", "loop_seconds", "seconds", "ratio")}
+        held = f"peak: {row['peak'] / row['output']:.2f} outputs, {row['peak'] / 2**20:.1f} MiB"
+        print(shown, f"plan: {row['plan_in_passes']:.1f} passes;", held, row["told"], flush=True)
     if asked.save:
         (RESULTS / "mc.json").write_text(json.dumps(rows, indent=1) + "\n")
     return 0

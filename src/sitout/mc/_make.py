@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ._plan import Plan
 
 _FEW, _MORE = 2, 3
-ROWS = _FEW + _MORE + 2 * _FEW  # that run until a plan is made
 
 
 def make(model: nn.Module, batch: Batch, select: Callable[[Any], Tensor]) -> Plan:
@@ -38,21 +38,21 @@ def make(model: nn.Module, batch: Batch, select: Callable[[Any], Tensor]) -> Pla
     """
     if clocked(model):
         raise UntraceableError("units that sit out are not computed in it")
-    few = batch.take([i % batch.rows for i in range(_FEW)])
     more = batch.take([-i % batch.rows for i in range(1, _MORE + 1)])
-    first, out = _recorded(model, few, select)
-    if not any(step.draws for step in first.steps):
+    longer = _recorded(model, more, select)[0]
+    few = batch.take([i % batch.rows for i in range(_FEW)])
+    tape, out = _recorded(model, few, select)
+    if not any(step.draws for step in tape.steps):
         raise NothingDrawnError
-    second, other = _recorded(model, more, select)
-    inputs = few.tensors()
-    program = build(first, second, (_FEW, _MORE), len(inputs), [out], [other])
+    program = build(tape, longer, (_FEW, _MORE), len(few.tensors()))
     if not program.draws:
         raise NothingDrawnError
+    del tape, longer
     plan = _plan.split(program)
-    plan.expands = _expands(plan, few, out)
+    expands, tried = _expands(plan, few, out)
     _plan.fuse(program)
     made = _plan.split(program)
-    made.expands = plan.expands
+    made.expands, made.rows = expands, _FEW + _MORE + tried
     return made
 
 
@@ -65,36 +65,44 @@ def _recorded(
 ) -> tuple[Tape, Tensor]:
     with Tape(batch.tensors()) as tape:
         out = select(batch.call(model))
+    tape.outputs = [tape.number(out)]
     return tape, out
 
 
-def _expands(plan: Plan, few: Batch, out: Tensor) -> bool:
-    """Return whether samples that run as one batch do not meet.
+def _expands(plan: Plan, few: Batch, out: Tensor) -> tuple[bool, int]:
+    """Return whether samples that run as one batch do not meet, and how many rows ran to know.
 
     Raises:
         UntraceableError: the program does not give what the model gives.
     """
-    border = plan.prefix(few.tensors(), _FEW)
-    [alone] = plan.suffix(border, _FEW, AllPlay(range(1)))
+    at, rows = plan.program.batch_dim(plan.program.outputs[0]), 0
+    if at is not None and at[1] == 1 and not plan.weights():
+        wanted, rows = out.narrow(at[0], 0, 1), 2
+        border = plan.prefix(few.take([0]).tensors(), 1)
+        try:
+            [twice] = plan.suffix(border, 1, AllPlay(range(2)))
+            apart = same(twice.narrow(at[0], 0, 1), wanted)  # whatever the other sample holds
+        except (RuntimeError, UntraceableError):
+            apart = False
+        if apart:
+            return True, rows
+    [alone] = plan.suffix(plan.prefix(few.tensors(), _FEW), _FEW, AllPlay(range(1)))
     if not same(alone, out):
         raise UntraceableError("its program gives other outputs")
-    at = plan.program.batch_dim(plan.program.outputs[0])
-    if at is None or at[1] != 1 or plan.weights():
-        return False
-    try:
-        [twice] = plan.suffix(border, _FEW, AllPlay(range(2)))
-    except (RuntimeError, UntraceableError):
-        return False
-    return same(twice.chunk(2, at[0])[0], out)  # whatever the other sample holds
+    return False, rows + _FEW
 
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal but for rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    if torch.equal(one, other):
+        return True
     a, b = (each.to(torch.promote_types(one.dtype, torch.float32)) for each in (one, other))
     if not a.is_floating_point() or not b.numel():
-        return torch.equal(a, b)
+        return False
+    eps, scale = 1e3 * torch.finfo(one.dtype).eps, b.abs().max().item()
+    if math.isfinite(scale):
+        return bool((a - b).abs_().max() <= eps * max(scale, 1e-30))
     scale = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 1.0
-    close = 1e3 * torch.finfo(one.dtype).eps * max(scale, 1e-30)
-    return torch.allclose(a, b, rtol=0.0, atol=close, equal_nan=True)
+    return torch.allclose(a, b, rtol=0.0, atol=eps * max(scale, 1e-30), equal_nan=True)

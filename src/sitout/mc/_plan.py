@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from . import _work
 from ._draws import draw
 from ._tape import DROP, Ref, Size, Step, UntraceableError, aten, chance
 from ._thin import Packed
@@ -32,10 +33,11 @@ class Plan:
         each: those of the other steps, which run for each sample.
         border: the values that the second part takes from the first.
         expands: whether several samples may run as one batch.
+        rows: how many ran until it was made.
     """
 
     def __init__(self, program: Program, later: set[int]) -> None:
-        self.program, self.expands = program, True
+        self.program, self.expands, self.rows = program, True, 0
         steps = program.steps
         self.once = [index for index in range(len(steps)) if index not in later]
         self.each = sorted(later)
@@ -118,6 +120,11 @@ class Plan:
             self._bytes[rows] = peak(self.program, self.each, self.border, rows)
         return self._bytes[rows]
 
+    @cached_property
+    def share(self) -> float:
+        """The fraction of a pass that runs once, see :func:`sitout.mc._work.share`."""
+        return _work.share(self)
+
 
 def repeated(x: Tensor, dim: int, count: int) -> Tensor:
     """Return ``x`` several times along a dim, with strides in the order of its own."""
@@ -163,6 +170,8 @@ def _joins(program: Program, index: int, step: Step, later: set[int], tainted: s
     name = step.func._opname.removesuffix("_like")
     if fresh & tainted and name in _FACTORIES:
         return True
+    if not writes:
+        return False
     read_before = {storages[n] for i in later if i < index for n in program.steps[i].reads}
     return bool(writes & read_before)
 
@@ -174,7 +183,7 @@ def peak(program: Program, indices: Sequence[int], border: Sequence[int], rows: 
         many = 1
         for size in shape:
             many *= size.at(rows) if isinstance(size, Size) else size
-        held = many * program.tensors[number].element_size()
+        held = many * program.widths[number]
         sizes[program.storages[number]] = max(sizes.get(program.storages[number], 0), held)
     last: dict[int, int] = {}
     for index in indices:

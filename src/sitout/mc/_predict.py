@@ -16,7 +16,7 @@ from .._sites import _probe
 from ._batch import Batch
 from ._draws import Addresses
 from ._loop import Loop
-from ._make import ROWS, NothingDrawnError, make
+from ._make import NothingDrawnError, make
 from ._memory import budget
 from ._plan import Plan
 from ._prediction import Prediction, joined
@@ -24,6 +24,7 @@ from ._program import OtherBranchError
 from ._reduce import KINDS, OPTIONAL, STATISTICS, Reducer
 from ._switch import dropping, sites_of
 from ._tape import UntraceableError
+from ._work import gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -334,8 +335,9 @@ class _Run:
             left_out = f" Units that sit out are not computed, at {draws} sites."
         return (
             f"{shapes}: {len(plan.once)} of {len(plan.program.steps)} operations ran once, "
-            f"{len(plan.each)} for each sample, {size} of {count} samples at a time. The plan took "
-            f"{ROWS} rows.{left_out}"
+            f"{plan.share:.0%} of the work of a pass; {len(plan.each)} for each sample, {size} of "
+            f"{count} samples at a time. Expected: {gain(plan.share, count):.1f} times as fast as "
+            f"{count} passes. The plan took {plan.rows} rows.{left_out}"
         )
 
 

@@ -29,7 +29,7 @@ class Program:
         shapes: of each value.
         storages: what values that share memory have in common.
         outputs: the numbers of the values that it returns.
-        tensors: the values of a small batch: their dtypes and strides are those of any.
+        widths: bytes of an element of each value.
     """
 
     steps: list[Step]
@@ -38,7 +38,7 @@ class Program:
     shapes: list[tuple[int | Size, ...]]
     storages: list[int]
     outputs: list[int]
-    tensors: list[Tensor]
+    widths: list[int]
     draws: dict[int, int] = field(default_factory=dict)  # index of a step: which draw it is
 
     def batch_dim(self, value: int) -> tuple[int, int] | None:
@@ -142,14 +142,7 @@ def tensors(out: Any) -> list[Tensor]:
     return []
 
 
-def build(
-    few: Tape,
-    more: Tape,
-    rows: tuple[int, int],
-    inputs: int,
-    outputs: list[Tensor],
-    others: list[Tensor],
-) -> Program:
+def build(few: Tape, more: Tape, rows: tuple[int, int], inputs: int) -> Program:
     """Return the program that two tapes of a forward have in common.
 
     Args:
@@ -157,13 +150,11 @@ def build(
         more: of one with ``rows[1]``.
         rows: how many rows.
         inputs: how many tensors go in.
-        outputs: the tensors that the first forward returned.
-        others: those that the second did.
 
     Raises:
         UntraceableError: they are not the same forward.
     """
-    if len(few.steps) != len(more.steps) or len(few.tensors) != len(more.tensors):
+    if len(few.steps) != len(more.steps) or len(few.shapes) != len(more.shapes):
         raise UntraceableError("its operations hang on the number of rows")
     merge = _Merge(rows)
     steps = []
@@ -174,17 +165,16 @@ def build(
         told = merge(one.told, other.told)
         steps.append(Step(one.func, args, kwargs, one.outs, one.writes, one.draws, told))
     shapes = [merge(a, b) for a, b in zip(few.shapes, more.shapes, strict=True)]
-    numbers = [few.number(one) for one in outputs]
-    if numbers != [more.number(one) for one in others]:
+    if few.outputs != more.outputs:
         raise UntraceableError("its outputs hang on the number of rows")
     program = Program(
         steps,
         list(range(inputs)),
         {},
         shapes,
-        [few.storage(value) for value in range(len(few.tensors))],
-        numbers,
-        few.tensors,
+        few.storages,
+        few.outputs,
+        few.widths,
     )
     program.constants = _constants(program, few, more)
     alive = _alive(program)
@@ -230,7 +220,7 @@ def _constants(program: Program, few: Tape, more: Tape) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for step in program.steps:
         for number in set(step.reads) - made - found.keys():
-            tensor, other = few.tensors[number], more.tensors[number]
+            tensor, other = few.constants[number], more.constants[number]
             if tensor is not other and not _equal(tensor, other):
                 raise UntraceableError("it makes a tensor of values of its inputs, out of sight")
             found[number] = tensor

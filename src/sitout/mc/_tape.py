@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._sites._calls import dropping_argument
 
@@ -94,34 +96,49 @@ class Tape(TorchDispatchMode):
 
     Attributes:
         steps: what ran.
-        tensors: the values, by their numbers; those of the inputs come first.
-        shapes: theirs, as they were when they came up.
+        shapes: of the values, by their numbers, as they were when they came up; the inputs come
+            first.
+        widths: bytes of an element of each.
+        storages: what values that share memory have in common.
+        constants: the values that no step made. Others are not held: they go when the forward lets
+            them go.
+        outputs: the numbers of the values that the forward returned.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self.tensors: list[Tensor] = []
         self.shapes: list[tuple[int, ...]] = []
-        self._numbers: dict[int, int] = {}
-        self._hanging = {self.storage(self.number(one)) for one in inputs}  # on inputs or draws
+        self.widths: list[int] = []
+        self.storages: list[int] = []
+        self.constants: dict[int, Tensor] = {}
+        self.outputs: list[int] = []
+        self._numbers: Any = WeakTensorKeyDictionary()
+        self._memory: dict[int, StorageWeakRef] = {}  # so that no address is used again
+        self._hanging = {self.storages[self.number(one)] for one in inputs}  # on inputs or draws
 
     def number(self, tensor: Tensor) -> int:
         """Return the number of a value."""
-        number = self._numbers.get(id(tensor))
+        number: int | None = self._numbers.get(tensor)
         if number is None:
-            number = self._numbers[id(tensor)] = len(self.tensors)
-            self.tensors.append(tensor)  # held, so that neither id nor memory is used again
+            number = self._numbers[tensor] = len(self.shapes)
             self.shapes.append(tuple(tensor.shape))
+            self.widths.append(tensor.element_size())
+            memory = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            self.storages.append(memory.cdata)
+            self._memory.setdefault(memory.cdata, memory)
         return number
 
     def _ref(self, one: Any) -> Any:
-        return Ref(self._numbers[id(one)]) if isinstance(one, Tensor) else one
+        return Ref(self.number(one)) if isinstance(one, Tensor) else one
 
-    def storage(self, value: int) -> int:
-        """Return what tensors that share memory have in common."""
-        held: int = self.tensors[value].untyped_storage()._cdata
-        return held
+    def _read(self, one: Tensor) -> int:
+        """Return the number of an argument, which is held if no step has made it."""
+        known = len(self.shapes)
+        number = self.number(one)
+        if number == known:
+            self.constants[number] = one
+        return number
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -130,20 +147,21 @@ class Tape(TorchDispatchMode):
         flat = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if any(type(one) not in (Tensor, torch.nn.Parameter) for one in flat):
             raise UntraceableError(f"{func} has a tensor of a class of its own")
-        read = [self.number(one) for one in flat]
-        hanging = any(self.storage(value) in self._hanging for value in read)
+        read = [self._read(one) for one in flat]
+        hanging = any(self.storages[value] in self._hanging for value in read)
         if hanging and torch.Tag.dynamic_output_shape in func.tags:
             raise UntraceableError(f"the shape of a tensor hangs on values ({func})")
         is_draw = _is_draw(func, args)
         if not is_draw and _RANDOM in func.tags and _is_random(func, args, kwargs):
             raise UntraceableError(f"{func} draws what has no address")
         out = _as_if_all_played(func, args, kwargs) if is_draw else func(*args, **kwargs)
-        outs = [self.number(one) for one in tree_leaves(out) if isinstance(one, Tensor)]
-        for value in outs:  # which an op such as ``transpose_`` may have turned
-            self.shapes[value] = tuple(self.tensors[value].shape)
+        made = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
+        outs = [self.number(one) for one in made]
+        for value, one in zip(outs, made, strict=True):
+            self.shapes[value] = tuple(one.shape)  # an op such as ``transpose_`` may have turned it
         writes = [self.number(one) for one in written(func, args, kwargs)]
         if hanging or is_draw:
-            self._hanging |= {self.storage(value) for value in (*outs, *writes)}
+            self._hanging |= {self.storages[value] for value in (*outs, *writes)}
         if func is DROP:  # whose address is given when it runs
             x, *_, shared_dims, batch_dim, rate, p, law = args
             args = (x, None, None, None, None, shared_dims, batch_dim, rate, p, law)
