@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export SITOUT_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: study test lint types docs unit reports same-mask same-run bench bench-thinning time-to-error uci clean
+.PHONY: study test lint types docs unit reports same-mask same-run bench bench-thinning gpu time-to-error uci clean
 
 study: $(VENV)/.study ## train on handwritten digits with and without dropout, and report
 	$(BIN)/sitout study digits --train-size 400 --trials 4 --epochs 20 --out sitout-study-digits
@@ -56,6 +56,11 @@ bench: | $(VENV) ## how fast it is: a page, its rows and the plot (a few minutes
 bench-thinning: | $(VENV) ## the same for units that are not computed (a quarter of an hour)
 	$(PIP_INSTALL) --editable '.[bench]'
 	$(BIN)/python benchmarks/thinning.py --save
+
+gpu: $(VENV)/.test ## on a machine with a GPU: are the kernels right, then how fast are they (8 minutes)
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a GPU, and a torch that sees it.")'
+	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 240 $(BIN)/pytest -q -n 4 tests/gpu
+	env -u TRITON_INTERPRET $(BIN)/python benchmarks/gpu.py --save --seconds 180
 
 time-to-error: $(VENV)/.test ## thinned layers against dropout, until both are as good (two hours; it resumes)
 	$(BIN)/python benchmarks/time_to_error.py run

@@ -102,6 +102,8 @@ FUSED = {
     "activation_dropout": "ActivationDropout",
     "drop_path_add": "DropPathAdd",
     "dropout_add": "DropoutAdd",
+    "dropout_add_layer_norm": "DropoutAddLayerNorm",
+    "dropout_add_rms_norm": "DropoutAddRMSNorm",
 }
 # Those whose units sit out together and are not computed; test_thinned and test_drop_residual
 # compare them with the dense networks.

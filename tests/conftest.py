@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from sitout.backends import cpu
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where Triton is imported, later
 
 
 @pytest.fixture(autouse=True)

@@ -111,7 +111,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest_and_forces_nothing():
     with pytest.raises(ValueError, match=r"^the backend given to use\(\)") as error:
         use("referense")
     assert str(error.value) == (
-        "the backend given to use() must be one of reference, cpu, other. Got 'referense'. "
+        "the backend given to use() must be one of reference, cpu, triton, other. Got 'referense'. "
         "Did you mean 'reference'?"
     )
     assert "forced" not in explain(X).why
@@ -137,7 +137,7 @@ def test_use_goes_before_the_environment(monkeypatch):
 def test_an_unknown_name_in_the_environment_lists_the_known(monkeypatch):
     monkeypatch.setattr(_choice, "_ENVIRONMENT", "cuda")
     with pytest.raises(
-        ValueError, match=r"SITOUT_BACKEND must be one of reference, cpu, other\. Got"
+        ValueError, match=r"SITOUT_BACKEND must be one of reference, cpu, triton, other\. Got"
     ):
         explain(X)
 
@@ -153,6 +153,7 @@ def test_every_function_asks_for_its_backend(monkeypatch):
     for name in {*sitout.functional.__all__} - {*OF_SUBSETS}:
         x = torch.ones(shapes.get(name, (2, 3, 4)))
         more = {"activation_dropout": ["relu"], "dropout_add": [0 * x], "drop_path_add": [0 * x]}
+        options = {"residual": 0 * x, "prenorm": True} if name.endswith("_norm") else {}
         with use("other"):
-            y = getattr(sitout.functional, name)(x, *more.get(name, ()), 0.5)
-        assert (y == 7.0).all(), name
+            y = getattr(sitout.functional, name)(x, *more.get(name, ()), p=0.5, **options)
+        assert ((y[1] if options else y) == 7.0).all(), name

@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from .masks import MaskKey
+from .masks import MaskKey, _is_captured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+Calls = dict["Ticker", tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """What ``at`` of a clock says."""
+    """What ``at`` of a clock says.
+
+    Args:
+        step: of the optimizer.
+        rows: the positions of the samples, where the host can read them without waiting.
+        there: the same on the device of the model.
+    """
 
     step: int
     rows: Tensor | None
+    there: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class State:
         self.step_tensor = torch.tensor(0, device="cpu")
         self.block: Block | None = None
         self.part: Part | None = None
+        self.captured: dict[int, Tensor] = {}  # the rows that CUDA graphs read, by their number
         self.tickers: list[Ticker] = []
         self.recomputing = False
         self.orphan = False  # whether the clock is gone, or stayed behind when the model was copied
@@ -58,7 +67,8 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: no open block, for nobody could close it."""
-        return {**vars(self), "block": None, "part": None, "recomputing": False, "orphan": True}
+        closed: dict[str, Any] = {"block": None, "part": None, "captured": {}}
+        return {**vars(self), **closed, "recomputing": False, "orphan": True}
 
     def set_seed(self, seed: int) -> None:
         """Take another seed."""
@@ -73,11 +83,25 @@ class State:
             for ticker in self.tickers:
                 ticker.site_tensor = ticker.site_tensor.to(device)
 
-    def calls(self) -> dict[Ticker, int]:
-        """Return how many times each layer has run within the block."""
-        return {ticker: ticker.calls for ticker in self.tickers}
+    def calls(self) -> Calls:
+        """Return how many times each layer has run within the block: in all, and in a capture."""
+        return {ticker: (ticker.calls, ticker.captured) for ticker in self.tickers}
 
-    def enter(self, block: Block | None, calls: dict[Ticker, int]) -> None:
+    def begin(self, step: int, rows: Tensor | None) -> None:
+        """Open a block of a step and a copy of the rows."""
+        own = there = None if rows is None else rows.clone()
+        if own is not None and self.step_tensor.is_cuda:
+            # Memory of the host that is not pinned is read at once: nobody has to wait.
+            there = own.to(self.step_tensor.device, non_blocking=own.is_cpu)
+            if len(own) in self.captured:
+                self.captured[len(own)].copy_(there)
+        self.enter(Block(step, own, there), {})
+
+    def hold(self, there: Tensor | None) -> Tensor | None:
+        """Return rows of a capture, in memory that later blocks write to for its replays."""
+        return None if there is None else self.captured.setdefault(len(there), there)
+
+    def enter(self, block: Block | None, calls: Calls) -> None:
         """Open a block, or with None close it, as if the layers had run so many times."""
         # A step that stays is not written: autograd would say that the address has changed.
         if block is not None and block.step != self.step:
@@ -85,9 +109,9 @@ class State:
             self.step = block.step
         self.block = block
         for ticker in self.tickers:
-            ticker.calls = 0
-        for ticker, count in calls.items():
-            ticker.calls = count
+            ticker.calls = ticker.captured = 0
+        for ticker, counts in calls.items():
+            ticker.calls, ticker.captured = counts
 
 
 class Ticker:
@@ -99,6 +123,7 @@ class Ticker:
         self.site = 0
         self.site_tensor = torch.tensor(0, device=state.step_tensor.device)
         self.calls = 0
+        self.captured = 0  # in the capture of CUDA graphs, whose replays are first calls again
 
     def renumber(self, name: str, site: int) -> None:
         """Take a name, and the number that belongs to it."""
@@ -119,18 +144,37 @@ class Ticker:
         self._check_repeat()
         if block is None:
             return None, None
-        self._check(layer)
-        call = self._count()
-        if torch.compiler.is_compiling() or _is_captured():
+        captured = _is_captured()
+        self._check(layer, captured)
+        call = self._count(captured)
+        if captured or torch.compiler.is_compiling():
             key = MaskKey(state.seed_tensor, self.site_tensor, state.step_tensor, call)
         else:
             key = MaskKey(state.seed, self.site, block.step, call)
-        return key, block.rows if state.part is None else state.part.rows
+        if state.part is not None:
+            return key, state.part.rows
+        return key, self._rows(block, getattr(layer, "_p_is_number", False), captured)
+
+    def _rows(self, block: Block, on_host: bool, captured: bool) -> Tensor | None:
+        """Return the rows of a block, where they decide shapes such as the host can read."""
+        if captured:
+            return self.state.hold(block.there)
+        return block.rows if on_host and not torch.compiler.is_compiling() else block.there
 
     def batch(self) -> int | None:
         """Return how many samples the batch has of which a thinned branch sees some."""
         part = self.state.part
         return None if part is None else part.batch
+
+    def first(self, count: int) -> Tensor | None:
+        """Return the positions of the first samples of the block; None for 0, 1, 2, ...
+
+        Args:
+            count: of the samples.
+        """
+        block = self.state.block
+        rows = None if block is None else self._rows(block, True, _is_captured())
+        return None if rows is None else rows[:count]
 
     def run(self, branch: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor, n: int) -> Tensor:
         """Run a branch on the kept samples of a batch, which keep their addresses.
@@ -146,7 +190,7 @@ class Ticker:
         if block is None or state.orphan:
             return branch(x)
         whole = state.part
-        rows = block.rows if whole is None else whole.rows
+        rows = self._rows(block, False, _is_captured()) if whole is None else whole.rows
         here = kept if rows is None else rows.to(kept.device)[kept]
         state.part = Part(here, n if whole is None else whole.batch)
         try:
@@ -154,24 +198,27 @@ class Ticker:
         finally:
             state.part = whole
 
-    def _count(self) -> int:
+    def _count(self, captured: bool) -> int:
         """Return how many times the layer has run within the block, and count this call."""
         if torch.compiler.is_compiling():
             # In a checkpoint dynamo refuses to change an attribute, since backward would not do
             # so again. Here it must not: the graph that is repeated holds the number.
             call: int = (
                 torch._dynamo.utils._disable_side_effect_safety_checks_for_current_subtracer(
-                    self._next
+                    self._next, False
                 )
             )
             return call
-        return self._next()
+        return self._next(captured)
 
-    def _next(self) -> int:
+    def _next(self, captured: bool) -> int:
+        if captured:
+            self.captured += 1
+            return self.captured - 1
         self.calls += 1
         return self.calls - 1
 
-    def _check(self, layer: torch.nn.Module) -> None:
+    def _check(self, layer: torch.nn.Module, captured: bool) -> None:
         """Refuse what would give a wrong mask in silence."""
         problem = None
         if getattr(layer, "_is_replica", False):
@@ -194,6 +241,11 @@ class Ticker:
                     f"{_loop()}, which would use one mask for all of its iterations. Write a loop, "
                     "or pass key= to the function"
                 )
+        elif captured and not self.state.step_tensor.is_cuda:
+            problem = (
+                "the capture of a CUDA graph, by a clock whose model has no parameter on the GPU. "
+                "Make the clock of a model that has one"
+            )
         elif _is_traced():
             problem = "a trace, which would freeze the mask. Trace in evaluation, or outside of at"
         elif _randomness() not in ("none", "same"):
@@ -245,10 +297,6 @@ _loop._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _is_traced() -> bool:
     """Return whether make_fx is at work, which takes an int for a constant."""
     return torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None
-
-
-def _is_captured() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _randomness() -> str:
@@ -305,7 +353,7 @@ def _restore(
     state: State,
     block: Block | None,
     part: Part | None,
-    calls: dict[Ticker, int],
+    calls: Calls,
     recomputing: bool,
 ) -> None:
     state.enter(block, calls)

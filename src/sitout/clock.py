@@ -22,9 +22,9 @@ from ._clock_rules import (
     some,
     warn_of_others,
 )
-from ._ticker import Block, State, Ticker, recompute_of
+from ._ticker import State, Ticker, recompute_of
 from ._where import plain_name
-from .masks import SPEC_VERSION, MaskKey
+from .masks import SPEC_VERSION, MaskKey, _is_captured
 from .nn._base import Site
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class MaskClock:
         step = self._check_block(step, rows)
         self._number()
         state.place(_device_of(self._model))
-        state.enter(Block(step, None if rows is None else rows.clone()), {})
+        state.begin(step, rows)
         try:
             yield
         finally:
@@ -222,6 +222,11 @@ class MaskClock:
             raise RuntimeError(
                 "at of MaskClock must be outside of compiled code. Open the block around the call "
                 "of the compiled model."
+            )
+        if _is_captured():
+            raise RuntimeError(
+                "at of MaskClock must be outside of the capture of a CUDA graph. Open the block "
+                "around it, and around each replay."
             )
         if state.taken:
             raise RuntimeError(

@@ -249,7 +249,7 @@ def _place(
     if rows is None or (batch is not None and batch in shared):
         rows = torch.arange(n_rows, device=device)
     else:
-        rows = _check_rows(rows, n_rows).to(device)
+        rows = _check_rows(rows, n_rows).to(device, non_blocking=rows.is_cpu)
     rest = tuple(size for dim, size in enumerate(mask) if dim != batch)
     cols = math.prod(rest) if block is None else _cut(rest, block, device)
     return _Place(mask, batch, rows, cols)
@@ -447,10 +447,16 @@ def _box_muller(w: Tensor, v: Tensor) -> Tensor:
     return torch.sqrt(-2.0 * torch.log(u1)) * torch.cos(2.0 * math.pi * u2)
 
 
+def _row(group: int | Tensor, device: torch.device | str) -> Tensor:
+    """Return the row of a group, ``[1]``; a copy of an int would wait for a device."""
+    if isinstance(group, Tensor):
+        return group.to(device, torch.int64).reshape(1)
+    return torch.full((1,), group, dtype=torch.int64, device=device)
+
+
 def _order(key: MaskKey, n: int, group: int | Tensor, device: torch.device | str) -> Tensor:
     """Return 0 .. n-1 in the order of (word, index)."""
-    row = torch.as_tensor(group, dtype=torch.int64, device=device).reshape(1)
-    words = _words(key, _SUBSET, row, torch.arange((n + 3) // 4, device=device))
+    words = _words(key, _SUBSET, _row(group, device), torch.arange((n + 3) // 4, device=device))
     return _spread(words, n)[0].sort(stable=True).indices
 
 
@@ -537,7 +543,7 @@ def kept_samples(
     chosen = _order(key, n, group, device)[: math.ceil(q)]
     weights = torch.full(chosen.shape, 1.0 / (1.0 - p), dtype=torch.float64, device=device)
     if q != math.floor(q):
-        row = torch.as_tensor(group, dtype=torch.int64, device=device).reshape(1)
+        row = _row(group, device)
         count = _words(key, _COUNT, row, torch.zeros_like(row))[0].flatten()
         weights = torch.cat([weights[:-1], weights[-1:] * (count < _fraction(q))])
     listed, order = chosen.sort()
@@ -558,6 +564,10 @@ def draw_key(
         generator's seed and offset, without a launch; elsewhere it is one ``torch.randint``. A
         meta tensor draws nothing.
 
+    Raises:
+        RuntimeError: a CUDA graph is captured, and ``generator`` is not on the GPU: all replays
+            would have one mask.
+
     Example:
         >>> _ = torch.manual_seed(0)
         >>> first, second = draw_key(), draw_key()
@@ -565,14 +575,70 @@ def draw_key(
         False
     """
     device = torch.device(device)
-    on_cuda = device.type == "cuda" if generator is None else generator.device.type == "cuda"
-    if on_cuda and not torch.compiler.is_compiling():
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generator = generator or torch.cuda.default_generators[index]
-        if not torch.cuda.is_current_stream_capturing():
-            return MaskKey(seed=_cuda_ticket(generator))
-    where = device if on_cuda or device.type == "meta" else "cpu"
-    return MaskKey(seed=torch.randint(_LEAST, _MOST, (), generator=generator, device=where))
+    source = device if generator is None else generator.device
+    if "cuda" in (source.type, device.type) and not _is_traced():
+        captured = _is_captured()
+        if source.type == "cuda" and not captured:
+            return MaskKey(seed=_cuda_ticket(generator or _default_generator(source)))
+        if captured and source.type != "cuda":
+            what, rule = "`generator` in the capture of a CUDA graph", "one of the GPU"
+            way_out = "All replays would have one mask."
+            raise RuntimeError(_checks.message(what, rule, source.type, way_out))
+    if device.type == "meta":
+        source = device
+    elif generator is None and source.type != "cuda":
+        source = torch.device("cpu")
+    return MaskKey(seed=torch.randint(_LEAST, _MOST, (), generator=generator, device=source))
+
+
+def _is_captured() -> bool:
+    """Return whether a CUDA graph is captured: what the host reads now would hold for all replays.
+
+    It touches no GPU in a process that has not done so itself.
+
+    Example:
+        >>> _is_captured()
+        False
+    """
+    if torch.compiler.is_compiling() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
+def _is_frozen() -> bool:
+    """Return whether the host sees this call once, and others follow without it.
+
+    So it is in compiled code, and where a CUDA graph is captured.
+
+    Example:
+        >>> _is_frozen()
+        False
+    """
+    return torch.compiler.is_compiling() or _is_captured()
+
+
+def _is_traced() -> bool:
+    """Return whether a number would be a constant of a graph, or one for all samples of a vmap."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._are_functorch_transforms_active():
+        from torch._functorch.pyfunctorch import (
+            VmapInterpreter,
+            retrieve_all_functorch_interpreters,
+        )
+
+        levels = retrieve_all_functorch_interpreters()
+        return any(isinstance(level, VmapInterpreter) for level in levels)
+    kinds = torch._C._TorchDispatchModeKey
+    return torch._C._len_torch_dispatch_stack() > 0 and any(
+        torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY)
+    )
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator: torch.Generator = torch.cuda.default_generators[index]
+    return generator
 
 
 class _Ticket(threading.local):

@@ -96,6 +96,8 @@ def test_layers_of_two_inputs_and_with_an_activation():
     x = torch.randn(WIDE)
     added = only(sitout.nn.DropoutAdd(P), x, x)
     assert_is(added, "dropout", WIDE, ())
+    for normalized in (sitout.nn.DropoutAddLayerNorm, sitout.nn.DropoutAddRMSNorm):
+        assert_is(only(normalized(16, P), x, x), "dropout", WIDE, ())
     path = only(sitout.nn.DropPathAdd(P), x, x)
     assert_is(path, "drop_path", WIDE, (1, 2))
     # Half of its results are zero in evaluation, which is no dropout.
@@ -147,6 +149,8 @@ OWN = {
     "drop_path": ((512, 3), "drop_path", (1,)),
     "drop_path_add": ((512, 3), "drop_path", (1,)),
     "dropout_add": (WIDE, "dropout", ()),
+    "dropout_add_layer_norm": (WIDE, "dropout", ()),
+    "dropout_add_rms_norm": (WIDE, "dropout", ()),
     "activation_dropout": (WIDE, "dropout", ()),
     "gaussian_dropout": (WIDE, "gaussian", None),
 }
@@ -169,6 +173,9 @@ def test_a_call_of_this_package_is_a_site(name):
     shape, kind, shared = OWN[name]
     function = getattr(sitout.functional, name)
     between = {"activation_dropout": ["relu"], "dropout_add": [None], "drop_path_add": [None]}
+    weight, bias = torch.ones(shape[-1]), torch.zeros(shape[-1])
+    between |= {"dropout_add_layer_norm": [None, weight, bias]}
+    between |= {"dropout_add_rms_norm": [None, weight]}
 
     def forward(self, x):
         more = [x if one is None else one for one in between.get(name, [])]

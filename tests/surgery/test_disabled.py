@@ -84,6 +84,15 @@ def test_calls_in_the_forward_drop_nothing(call):
     assert not torch.equal(model(X), X)
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_fused_norms_drop_nothing(norm):
+    model = run(lambda x: getattr(sitout.functional, f"dropout_add_{norm}")(x, x, p=0.5))
+    wanted = getattr(F, norm)(X + X, X.shape[-1:])
+    assert not torch.equal(model(X), wanted)
+    with sitout.disabled(model):
+        assert torch.equal(model(X), wanted)
+
+
 def test_fused_activations_drop_nothing():
     model = run(lambda x: sitout.functional.activation_dropout(x, "relu", 0.5))
     with sitout.disabled(model):

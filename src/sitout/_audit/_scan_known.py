@@ -37,6 +37,8 @@ DROPS = {
     "torch.nn.functional.multi_head_attention_forward": Drop(10, 13, rate="dropout_p"),
     **{f"sitout.functional.{name}": Drop(1, 2) for name in _SITOUT},
     "sitout.functional.dropout_add": Drop(2, 3),
+    "sitout.functional.dropout_add_layer_norm": Drop(4, 5),
+    "sitout.functional.dropout_add_rms_norm": Drop(3, 4),
     "sitout.functional.drop_path_add": Drop(2, 3),
     "sitout.functional.activation_dropout": Drop(2, 3),
     "timm.layers.drop_path": Drop(1, 2, rate="drop_prob", default=False),

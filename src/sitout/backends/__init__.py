@@ -9,10 +9,11 @@ from ._address import Address
 from ._choice import Explanation, explain, select, use
 from ._drop import drop, drop_directly, is_direct
 from ._fused import ACTIVATIONS, Activation, activate_and_drop, drop_and_add
+from ._kept import Kept, some_of
 from ._masks import keep_mask, kept_samples, kept_units
 from ._moves import spread, take
 from ._residual import LEAST_SAMPLES, add_rows, count_samples, draw_samples
-from ._thin import Kept, draw, keep, least_rate, linear, pays, some_of
+from ._thin import draw, keep, least_rate, linear, pays
 
 __all__ = [
     "ACTIVATIONS",

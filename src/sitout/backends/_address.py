@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LO32 = 0xFFFFFFFF
+_CPU = torch.device("cpu")
 
 
 class Address(NamedTuple):
@@ -59,8 +60,14 @@ class Address(NamedTuple):
         *own, last = [next(held) if isinstance(field, Tensor) else field for field in fields]
         return self._replace(key=MaskKey(*own), rows=last)  # type: ignore[arg-type]
 
-    def pack(self) -> Packed:
-        """Return the address in the types that a registered op may take."""
+    def pack(self, device: torch.device | None = None) -> Packed:
+        """Return the address in the types that a registered op may take.
+
+        Args:
+            device: of the tensor that is masked. Where it is a GPU, ints become numbers there: one
+                on the CPU would keep a compiled graph from being a CUDA graph.
+        """
+        where = device if device is not None and device.type == "cuda" else _CPU
         mask_key = self.mask_key
         seed, site, step, call = mask_key.seed, mask_key.site, mask_key.step, mask_key.call
         # The mask function takes seed XOR call << 32, so two numbers hold the four fields.
@@ -68,8 +75,8 @@ class Address(NamedTuple):
         counter = step & _LO32 if _is_zero(site) else step & _LO32 | (site & 0xFFFFFFF) << 32
         block = None if self.block is None else [size for pair in self.block for size in pair]
         return Packed(
-            _tensor(key),
-            None if _is_zero(counter) else _tensor(counter),
+            _tensor(key, where),
+            None if _is_zero(counter) else _tensor(counter, where),
             self.rows,
             block,
             list(self.shared_dims),
@@ -111,8 +118,8 @@ def _is_zero(value: int | Tensor) -> bool:
     return not isinstance(value, Tensor) and value == 0
 
 
-def _tensor(value: int | Tensor) -> Tensor:
+def _tensor(value: int | Tensor, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         return value
     signed = value if value < 1 << 63 else value - (1 << 64)
-    return torch.full((), signed, dtype=torch.int64, device="cpu")
+    return torch.full((), signed, dtype=torch.int64, device=device)

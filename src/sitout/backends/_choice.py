@@ -6,15 +6,17 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from .. import _checks
-from . import cpu, reference
+from . import cpu, reference, triton
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     import torch
     from torch import Tensor
 
-_BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+_BACKENDS: dict[str, ModuleType] = {"reference": reference, "cpu": cpu, "triton": triton}
+_SERVES: dict[str, Callable[[Tensor], str]] = {"cpu": cpu.serves, "triton": triton.serves}
 _ENVIRONMENT = os.environ.get("SITOUT_BACKEND")  # looking again at each call would be slow
 
 
@@ -92,16 +94,18 @@ def explain(x: Tensor, layer: torch.nn.Module | None = None) -> Explanation:
     if wanted:
         name = _checks.choice(wanted, _BACKENDS, "the environment variable SITOUT_BACKEND")
         return _forced(x, name, "the environment variable SITOUT_BACKEND")
-    reason = cpu.serves(x)
+    reason = triton.serves(x) if x.is_cuda else cpu.serves(x)
     if reason:
         return Explanation("reference", f"no compiled kernel serves this tensor: {reason}")
+    if x.is_cuda:
+        return Explanation("triton", f"kernels that Triton compiles for {x.device} serve it")
     return Explanation("cpu", f"the compiled core serves it, with {cpu.core().target()}")
 
 
 def _forced(x: Tensor, name: str, who: str) -> Explanation:
-    reason = cpu.serves(x) if name == "cpu" else ""
+    reason = _SERVES[name](x) if name in _SERVES else ""
     if reason:
-        raise ValueError(f"The backend 'cpu', forced by {who}, cannot serve a tensor: {reason}.")
+        raise ValueError(f"The backend {name!r}, forced by {who}, cannot serve a tensor: {reason}.")
     return Explanation(name, f"forced by {who}")
 
 
@@ -117,6 +121,8 @@ def select(x: Tensor) -> ModuleType:
     """
     if is_forced():
         return _BACKENDS[explain(x).backend]
+    if x.is_cuda:
+        return reference if triton.serves(x) else triton
     return reference if cpu.serves(x) else cpu
 
 

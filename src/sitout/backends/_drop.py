@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _choice, _op, cpu, reference
+from . import _choice, _op, cpu, reference, triton
 from ._law import slope
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ._address import Address
     from ._law import Law
 
@@ -27,7 +29,7 @@ _tracing = torch._C._get_tracing_state
 def drop(x: Tensor, address: Address, p: float | Tensor, law: Law, inplace: bool = False) -> Tensor:
     """Drop by one of the laws, on the backend that serves ``x``.
 
-    An eager tensor goes straight to the kernel. Compilers, exporters, fake tensors and dispatch
+    An eager tensor goes straight to a kernel. Compilers, exporters, fake tensors and dispatch
     modes see the op ``sitout::drop``. Function transforms and forward-mode differentiation see
     plain torch operations.
 
@@ -58,13 +60,21 @@ def drop(x: Tensor, address: Address, p: float | Tensor, law: Law, inplace: bool
     elif _is_watched():
         out = _op.drop(x, address, p, law)
     else:
-        call = (address, p, law, _choice.select(x), False)
+        backend = _choice.select(x)
+        if backend is triton:
+            return drop_directly(x, address, p, law, inplace, triton)
+        call = (address, p, law, backend, False)
         out = _Drop.apply(x, call)  # type: ignore[no-untyped-call]
     return x.copy_(out) if inplace else out
 
 
 def drop_directly(
-    x: Tensor, address: Address, p: float | Tensor, law: Law, inplace: bool = False
+    x: Tensor,
+    address: Address,
+    p: float | Tensor,
+    law: Law,
+    inplace: bool = False,
+    backend: Any = cpu,
 ) -> Tensor:
     """Do what :func:`drop` does, for an ``x`` of which :func:`is_direct` is true.
 
@@ -74,6 +84,7 @@ def drop_directly(
         p: drop rate, a fraction in [0, 1], or as data.
         law: as in :func:`drop`.
         inplace: write the result into ``x``.
+        backend: whose kernel it is.
 
     Returns:
         Like ``x``.
@@ -85,15 +96,15 @@ def drop_directly(
     """
     if not (x.requires_grad and torch.is_grad_enabled()):
         if not inplace:
-            return cpu.drop(x, address, p, law)
+            return backend.drop(x, address, p, law)  # type: ignore[no-any-return]
         # What overlaps itself, or was made in inference mode, is torch's to refuse.
         if x.is_inference() or not (x.is_contiguous() or _is_dense(x)):
-            return x.copy_(cpu.drop(x, address, p, law))
+            return x.copy_(backend.drop(x, address, p, law))
         torch.autograd.graph.increment_version(x)
-        return cpu.drop(x, address, p, law, x)
+        return backend.drop(x, address, p, law, x)  # type: ignore[no-any-return]
     # Autograd lets a function write into what is no view and no leaf.
     here = inplace and not (x.is_leaf or x._is_view())
-    out: Tensor = _apply(x, (address, p, law, cpu, here))
+    out: Tensor = _apply(x, (address, p, law, backend, here))
     return x.copy_(out) if inplace and not here else out
 
 
@@ -128,6 +139,26 @@ def is_direct(x: Tensor) -> bool:
         and cpu.is_plain(x)
         and _tracing() is None
     )
+
+
+def kernels(x: Tensor, direct: bool) -> ModuleType | None:
+    """Return the backend whose kernels may be called at once, as nobody watches; None if none may.
+
+    Args:
+        x: any tensor.
+        direct: what :func:`is_direct` says of it.
+
+    Example:
+        >>> kernels(torch.ones(2, device="meta"), False) is None
+        True
+    """
+    if direct:
+        return cpu
+    if not (x.is_cuda or _choice.is_forced()) or torch.compiler.is_compiling() or _transforms():
+        return None
+    if _is_watched() or forward_ad._current_level >= 0 or _tracing() is not None:
+        return None
+    return triton if _choice.select(x) is triton else None
 
 
 def _is_watched() -> bool:

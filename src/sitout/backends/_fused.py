@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from . import cpu
 from ._address import Address
-from ._drop import drop, is_direct
+from ._drop import drop, is_direct, kernels
 from ._law import constants
 
 if TYPE_CHECKING:
@@ -53,21 +53,23 @@ def activate_and_drop(
 
     Returns:
         Like ``x``. For backward relu keeps this result alone; the others keep ``x``, ``bias`` and
-        the address. Where the compiled core does not serve, it is done one after the other.
+        the address. Where no compiled kernel serves, it is done one after the other.
 
     Example:
         >>> address = sitout.backends.Address(sitout.MaskKey(seed=1))
         >>> activate_and_drop(torch.tensor([-1.0, 2.0]), None, "relu", address, 0.5, True)
         tensor([0., 4.])
     """
-    if not direct or (bias is not None and not _goes_with(bias, x)):
+    backend = kernels(x, direct)
+    if backend is None or (bias is not None and not _goes_with(bias, x, backend)):
         return _one_by_one(x, bias, activation, address, p)
-    out: Tensor = _activate(x, bias, (activation, address, p))
+    out: Tensor = _activate(x, bias, (activation, address, p, backend))
     return out
 
 
-def _goes_with(other: Tensor, x: Tensor) -> bool:
-    return other.dtype == x.dtype and cpu.is_plain(other)
+def _goes_with(other: Tensor, x: Tensor, backend: Any) -> bool:
+    same = other.dtype == x.dtype and (backend is cpu or other.device == x.device)
+    return same and backend.is_plain(other)
 
 
 def _one_by_one(
@@ -98,17 +100,18 @@ def drop_and_add(
         >>> drop_and_add(torch.ones(4), torch.ones(4), address, 0.5, "dropout", True)
         tensor([1., 3., 1., 3.])
     """
-    if not direct or not _goes_with(residual, x):
+    backend = kernels(x, direct)
+    if backend is None or not _goes_with(residual, x, backend):
         return residual + drop(x, address, p, law)
-    out: Tensor = _add(x, residual, (address, p, law))
+    out: Tensor = _add(x, residual, (address, p, law, backend))
     return out
 
 
 class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: tuple[Any, ...]) -> Tensor:
-        activation, address, p = call
-        out = cpu.fuse(activation, x, address, p, bias=bias)
+        activation, address, p, backend = call
+        out: Tensor = backend.fuse(activation, x, address, p, bias=bias)
         p = p.clone() if isinstance(p, Tensor) else p
         if activation == "relu":  # where the result is not 0 says it all
             ctx.call = activation, Address(0), p
@@ -128,19 +131,30 @@ class _Activate(torch.autograd.Function):
         else:
             x, bias, *tensors = ctx.saved_tensors
             address, shape = address.with_tensors(tensors), None if bias is None else bias.shape
-            if torch.is_grad_enabled() or not is_direct(grad) or grad.dtype != x.dtype:
+            backend = _kernels_of_gradient(grad, x)
+            if backend is None:
                 return _differentiable(grad, x, bias, activation, address, p)
-            x_grad = cpu.fuse(f"{activation}_slope", grad, address, p, other=x, bias=bias)
+            x_grad = backend.fuse(f"{activation}_slope", grad, address, p, other=x, bias=bias)
         b_grad = None if shape is None or not ctx.needs_input_grad[1] else x_grad.sum_to_size(shape)
         return x_grad, b_grad, None
 
 
 def _relu_backward(grad: Tensor, out: Tensor, address: Address, p: float | Tensor) -> Tensor:
-    if not torch.is_grad_enabled() and is_direct(grad) and grad.dtype == out.dtype:
-        return cpu.fuse("relu_slope", grad, address, p, other=out)
+    backend = _kernels_of_gradient(grad, out)
+    if backend is not None:
+        made: Tensor = backend.fuse("relu_slope", grad, address, p, other=out)
+        return made
     wide = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-    scaled = wide * float(constants("dropout", p)[0])  # rounded once, as by the core
+    scale = constants("dropout", p)[0]
+    scaled = wide * (scale.to(wide) if isinstance(scale, Tensor) else scale)  # rounded once
     return torch.where(out != 0, scaled, 0.0).to(grad.dtype)
+
+
+def _kernels_of_gradient(grad: Tensor, kept: Tensor) -> Any:
+    """Return the backend that computes a gradient at once; None where it is differentiated."""
+    if torch.is_grad_enabled() or grad.dtype != kept.dtype:
+        return None
+    return kernels(grad, is_direct(grad))
 
 
 def _differentiable(
@@ -167,10 +181,12 @@ def _differentiable(
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor, call: tuple[Any, ...]) -> Tensor:
-        address, p, law = call
+        address, p, law, backend = call
         ctx.save_for_backward(*address.tensors())
         ctx.call = address, p.clone() if isinstance(p, Tensor) else p, law
-        return cpu.fuse("add" if law == "dropout" else "path_add", x, address, p, other=residual)
+        op = "add" if law == "dropout" else "path_add"
+        out: Tensor = backend.fuse(op, x, address, p, other=residual)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

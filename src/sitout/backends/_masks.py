@@ -1,15 +1,15 @@
-"""Masks and subsets themselves, made by the core where they lie on the CPU."""
+"""Masks and subsets themselves, made by the kernels of the device that they lie on."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, masks
-from . import _choice, cpu
+from . import _choice, cpu, triton
 from ._address import Address
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def keep_mask(
     block: Sequence[tuple[int, int]] | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return what :func:`sitout.masks.keep_mask` returns, some hundred times as fast on the CPU.
+    """Return what :func:`sitout.masks.keep_mask` returns, made by one kernel.
 
     Args:
         key: the address.
@@ -53,7 +53,8 @@ def keep_mask(
     """
     p = _checks.rate_or_data(p, "keep_mask")
     batch_dim = _checks.integer(batch_dim, "batch_dim", "a mask")
-    if not _serves(device, key) or len(shape) > cpu.MAX_DIMS:
+    maker = _maker(device, key)
+    if maker is None or (maker is cpu and len(shape) > cpu.MAX_DIMS):
         return masks.keep_mask(
             *(key, p, shape),
             shared_dims=shared_dims,
@@ -64,7 +65,10 @@ def keep_mask(
         )
     shared = _checks.dims(shared_dims, "shared_dims", "keep_mask")
     cut = None if block is None else _checks.pairs(block, "block", "keep_mask")
-    return cpu.keep_mask(Address(key, shared, batch_dim, rows, cut), p, tuple(shape))
+    address = Address(key, shared, batch_dim, rows, cut)
+    if maker is triton:
+        return triton.keep_mask(address, p, tuple(shape), device)
+    return cpu.keep_mask(address, p, tuple(shape))
 
 
 def kept_units(
@@ -139,13 +143,22 @@ def kept_samples(
 
 
 def _serves(device: torch.device | str, key: masks.MaskKey) -> bool:
-    """Return whether the core makes masks for a device at this key."""
+    """Return whether the core makes subsets for a device at this key."""
+    return torch.device(device).type == "cpu" and _maker(device, key) is cpu
+
+
+def _maker(device: torch.device | str, key: masks.MaskKey) -> Any:
+    """Return the backend whose kernels make masks on a device at this key; None if none does."""
     if not isinstance(key, masks.MaskKey):
         raise TypeError(_checks.message("`key`", "a MaskKey", key))
-    if torch.device(device).type != "cpu" or torch.compiler.is_compiling():
-        return False
+    if torch.device(device).type not in ("cpu", "cuda") or torch.compiler.is_compiling():
+        return None
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
-        return False
-    if any(isinstance(field, Tensor) and not cpu.is_memory(field) for field in vars(key).values()):
-        return False
-    return _choice.select(torch.empty(0)) is cpu
+        return None
+    backend = _choice.select(torch.empty(0, device=device))
+    fields = [field for field in vars(key).values() if isinstance(field, Tensor)]
+    if backend is cpu and all(map(cpu.is_memory, fields)):
+        return cpu
+    if backend is triton and all(type(field) is Tensor for field in fields):
+        return triton
+    return None

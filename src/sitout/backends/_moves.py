@@ -5,13 +5,16 @@ Each of the two is the other's gradient, so both are differentiable any number o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import _choice, _op, cpu
-from ._drop import is_direct
+from . import _choice, _op, cpu, triton
+from ._drop import is_direct, kernels
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def take(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
@@ -31,8 +34,9 @@ def take(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
     """
     if rows is None and cols is None:
         return x
-    if is_direct(x) and is_index(rows) and is_index(cols):
-        made: Tensor = _Take.apply(x, rows, cols)  # type: ignore[no-untyped-call]
+    found = movers(x, rows, cols)
+    if found is not None:
+        made: Tensor = _Take.apply(x, rows, cols, found)  # type: ignore[no-untyped-call]
         return made
     if _op.is_seen():
         out: Tensor = torch.ops.sitout.take.default(x, rows, cols)
@@ -60,8 +64,10 @@ def spread(x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_c
     """
     if rows is None and cols is None:
         return x
-    if is_direct(x) and is_index(rows) and is_index(cols) and _fit(x, rows, cols):
-        made: Tensor = _Spread.apply(x, rows, cols, n_rows, n_cols)  # type: ignore[no-untyped-call]
+    found = movers(x, rows, cols)
+    if found is not None and _fit(x, rows, cols):
+        sizes = n_rows, n_cols
+        made: Tensor = _Spread.apply(x, rows, cols, *sizes, found)  # type: ignore[no-untyped-call]
         return made
     if _op.is_seen():
         out: Tensor = torch.ops.sitout.spread.default(x, rows, cols, n_rows, n_cols)
@@ -87,6 +93,45 @@ def is_index(kept: Tensor | None) -> bool:
     )
 
 
+def movers(x: Tensor, *kept: Tensor | None) -> ModuleType | None:
+    """Return the backend that may move parts of ``x`` at once, as nobody watches; None if none may.
+
+    Args:
+        x: any tensor.
+        kept: int64, ascending; None for all.
+
+    Example:
+        >>> movers(torch.ones(2, device="meta"), torch.tensor([1])) is None
+        True
+    """
+    if is_direct(x):
+        return cpu if all(map(is_index, kept)) else None
+    if not (x.is_cuda or (x.is_cpu and _choice.is_forced())) or not x.is_floating_point():
+        return None
+    return triton if kernels(x, False) is triton and _are_near(x, *kept) else None
+
+
+def draws_on_gpu(groups: Tensor) -> bool:
+    """Return whether a kernel draws the subsets of some groups.
+
+    Args:
+        groups: int64, on the device of the result.
+
+    Example:
+        >>> draws_on_gpu(torch.tensor([0]))
+        False
+    """
+    if not (groups.is_cuda or (groups.is_cpu and _choice.is_forced())):
+        return False
+    return kernels(groups.view(torch.float64), False) is triton
+
+
+def _are_near(x: Tensor, *kept: Tensor | None) -> bool:
+    """Return whether a kernel that reads ``x`` can read which indices are kept."""
+    near = ((one.device, one.dtype) for one in kept if one is not None)
+    return all(one == (x.device, torch.int64) for one in near)
+
+
 def _fit(x: Tensor, *kept: Tensor | None) -> bool:
     """Return whether each of the first dims of ``x`` has as many indices as it is long."""
     return all(
@@ -96,27 +141,35 @@ def _fit(x: Tensor, *kept: Tensor | None) -> bool:
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor | None, cols: Tensor | None, by: ModuleType
+    ) -> Tensor:
         ctx.save_for_backward(rows, cols)
         ctx.sizes = len(x), x.shape[1] if cols is not None else 0
-        return cpu.take(x, rows, cols)
+        return (cpu.take if by is cpu else _take_on_gpu)(x, rows, cols)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return spread(grad, *ctx.saved_tensors, *ctx.sizes), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return spread(grad, *ctx.saved_tensors, *ctx.sizes), None, None, None
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_cols: int
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor | None,
+        cols: Tensor | None,
+        n_rows: int,
+        n_cols: int,
+        by: ModuleType,
     ) -> Tensor:
         ctx.save_for_backward(rows, cols)
-        return cpu.spread(x, rows, cols, n_rows, n_cols)
+        return (cpu.spread if by is cpu else _spread_on_gpu)(x, rows, cols, n_rows, n_cols)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return take(grad, *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return take(grad, *ctx.saved_tensors), None, None, None, None, None
 
 
 def _take_plainly(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
@@ -135,16 +188,45 @@ def _spread_plainly(
     return x
 
 
+def _take_on_gpu(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
+    from .triton import _moves
+
+    return _moves.take(x, _as_group(rows), _as_group(cols))[0]
+
+
+def _spread_on_gpu(
+    x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_cols: int
+) -> Tensor:
+    from .triton import _moves
+
+    n_rows = len(x) if rows is None else n_rows
+    return _moves.spread(x[None], _as_group(rows), _as_group(cols), n_rows, n_cols)
+
+
+def _as_group(kept: Tensor | None) -> Tensor | None:
+    return None if kept is None else kept[None]
+
+
+def _op_movers(x: Tensor, *kept: Tensor | None) -> ModuleType | None:
+    """Return the backend that moves parts of ``x`` within an op; None for plain torch."""
+    found = _choice.select(x) if x.is_floating_point() else None
+    if found is cpu and all(map(is_index, kept)):
+        return cpu
+    return triton if found is triton and _are_near(x, *kept) else None
+
+
 def _take_kernel(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:
-    core = _choice.select(x) is cpu and is_index(rows) and is_index(cols)
-    return (cpu.take if core else _take_plainly)(x, rows, cols)
+    by = _op_movers(x, rows, cols)
+    move = _take_plainly if by is None else cpu.take if by is cpu else _take_on_gpu
+    return move(x, rows, cols)
 
 
 def _spread_kernel(
     x: Tensor, rows: Tensor | None, cols: Tensor | None, n_rows: int, n_cols: int
 ) -> Tensor:
-    core = _choice.select(x) is cpu and is_index(rows) and is_index(cols) and _fit(x, rows, cols)
-    return (cpu.spread if core else _spread_plainly)(x, rows, cols, n_rows, n_cols)
+    by = _op_movers(x, rows, cols) if _fit(x, rows, cols) else None
+    move = _spread_plainly if by is None else cpu.spread if by is cpu else _spread_on_gpu
+    return move(x, rows, cols, n_rows, n_cols)
 
 
 def _take_fake(x: Tensor, rows: Tensor | None, cols: Tensor | None) -> Tensor:

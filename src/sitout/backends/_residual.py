@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import masks
-from . import _moves, _op, cpu
+from . import _moves, _op, cpu, triton
 from ._address import Address, Packed
 from ._drop import is_direct
 from ._masks import kept_samples
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 LEAST_SAMPLES = 0.05
 """The fraction of the samples that has to sit out before it pays to gather the others."""
@@ -49,11 +52,15 @@ def draw_samples(key: masks.MaskKey, p: float, n: int, group: Tensor) -> tuple[T
         (tensor([2, 3]), tensor([2., 2.], dtype=torch.float64))
     """
     if _op.is_seen():
-        packed = Address(key).pack()
+        packed = Address(key).pack(group.device)
         drawn: tuple[Tensor, Tensor] = torch.ops.sitout.kept_samples.default(
             packed.key, packed.counter, group, p, n
         )
         return drawn
+    if _moves.draws_on_gpu(group):
+        from .triton import _subsets
+
+        return _subsets.kept_samples(key, p, n, group)
     if group.is_cpu and cpu.is_memory(group):
         return kept_samples(key, p, n, group=int(group))
     return masks.kept_samples(key, p, n, group=group, device=group.device)
@@ -77,19 +84,22 @@ def add_rows(x: Tensor, branch: Tensor, rows: Tensor, weights: Tensor) -> Tensor
         tensor([[0., 0.],
                 [2., 2.]])
     """
-    if (
-        is_direct(x)
-        and cpu.is_plain(branch)
-        and x.dtype == branch.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel()
-        and _moves.is_index(rows)
-        and branch.shape == (len(rows), *x.shape[1:])
-        and weights.shape == rows.shape
-    ):
-        made: Tensor = _add_rows(x, branch, rows, weights)
+    by = _adders(x, branch, rows)
+    if by is not None and branch.shape == (len(rows), *x.shape[1:]) and weights.shape == rows.shape:
+        made: Tensor = _add_rows(x, branch, rows, weights, by)
         return made
     return x.index_add(0, rows, _weighted(branch, weights).to(x.dtype))
+
+
+def _adders(x: Tensor, branch: Tensor, rows: Tensor) -> ModuleType | None:
+    """Return the backend that adds rows of these tensors in one pass; None if none does."""
+    if x.dtype != branch.dtype or not x.numel():
+        return None
+    if is_direct(x):
+        wide = x.dtype in (torch.float32, torch.float64)
+        return cpu if wide and cpu.is_plain(branch) and _moves.is_index(rows) else None
+    by = _moves.movers(x, rows)
+    return by if by is triton and branch.device == x.device and triton.is_plain(branch) else None
 
 
 def _weighted(branch: Tensor, weights: Tensor) -> Tensor:
@@ -101,17 +111,30 @@ def _weighted(branch: Tensor, weights: Tensor) -> Tensor:
 
 class _AddRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, branch: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor, rows: Tensor, weights: Tensor, by: ModuleType
+    ) -> Tensor:
         ctx.save_for_backward(rows, weights)
-        return cpu.add_rows(x, branch, rows, weights)
+        if by is cpu:
+            return cpu.add_rows(x, branch, rows, weights)
+        from .triton import _rows
+
+        return _rows.add_rows(x, branch, rows, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weights = ctx.saved_tensors
         branch_grad = None
         if ctx.needs_input_grad[1]:
-            branch_grad = _weighted(_moves.take(grad, rows, None), weights)
-        return grad, branch_grad, None, None
+            branch_grad = _take_weighted(grad, *ctx.saved_tensors)
+        return grad, branch_grad, None, None, None
+
+
+def _take_weighted(grad: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() and _moves.movers(grad, rows) is triton:
+        from .triton import _rows
+
+        return _rows.take_weighted(grad, rows, weights)
+    return _weighted(_moves.take(grad, rows, None), weights)
 
 
 # As in _drop: without the half of ``apply`` that serves function transforms.

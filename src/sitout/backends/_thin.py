@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import masks
-from . import _moves, _op, cpu
+from . import _gathered, _moves, _op, cpu
 from ._address import Address, Packed
 from ._drop import is_direct
+from ._kept import Kept, again, group_of, plain_linear
 from ._masks import kept_units
 
 _LEAST_RATE, _PER_ROOT = 0.08, 2.4  # fitted to what `sitout doctor` measures
@@ -50,47 +50,6 @@ def pays(p: float, rows: int) -> bool:
     return p >= _LEAST_RATE and rows * p * p >= _PER_ROOT**2
 
 
-class Kept(NamedTuple):
-    """Which units play, for each group of rows.
-
-    Args:
-        units: int64 ``[G, k]``, ascending.
-        n: how many units there are.
-        step: rows of a group; the last one may have fewer.
-        of: int64 ``[B]``, the group of each row (an index into ``units``), where groups are not
-            ``step`` rows one after the other; else None.
-        sizes: rows of each group, where those stand one after the other all the same.
-
-    Example:
-        >>> Kept(torch.tensor([[0, 2]]), 4, 8).scale
-        2.0
-    """
-
-    units: Tensor
-    n: int
-    step: int
-    of: Tensor | None = None
-    sizes: tuple[int, ...] | None = None
-
-    @property
-    def scale(self) -> float:
-        """Return what a kept unit is multiplied by, n / k; or n where nobody plays."""
-        return self.n / max(self.units.shape[1], 1)
-
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the rows of each group."""
-        if len(self.units) == 1:
-            return (x,)
-        sizes = self.step if self.sizes is None else list(self.sizes)
-        parts: tuple[Tensor, ...] = x.split(sizes)  # type: ignore[no-untyped-call]
-        return parts
-
-    @property
-    def together(self) -> bool:
-        """Whether the rows of each group stand one after the other."""
-        return self.of is None or self.sizes is not None
-
-
 def draw(key: masks.MaskKey, p: float, n: int, groups: Tensor) -> Tensor:
     """Return which of ``n`` units play in each group, by the fixed law.
 
@@ -109,11 +68,15 @@ def draw(key: masks.MaskKey, p: float, n: int, groups: Tensor) -> Tensor:
                 [0, 3, 4]])
     """
     if _op.is_seen():
-        packed = Address(key).pack()
+        packed = Address(key).pack(groups.device)
         drawn: Tensor = torch.ops.sitout.kept_units.default(
             packed.key, packed.counter, groups, p, n
         )
         return drawn
+    if _moves.draws_on_gpu(groups):
+        from .triton import _subsets
+
+        return _subsets.kept_units(key, p, n, groups)
     if groups.is_cpu and cpu.is_memory(groups):
         each = groups.tolist()
         return torch.stack([kept_units(key, p, n, group=group) for group in each])
@@ -145,7 +108,9 @@ def linear(
     if _is_direct(x, weight, bias) and _are_indices(kept_in, kept_out):
         out: Tensor = _linear(x, weight, bias, kept_in, kept_out)
         return out
-    return _plain_linear(x, weight, bias, kept_in, kept_out)
+    if _gathered.serves(x, weight, bias, kept_in, kept_out):
+        return _gathered.linear(x, weight, bias, kept_in, kept_out)
+    return plain_linear(x, weight, bias, kept_in, kept_out)
 
 
 def _is_direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -162,47 +127,6 @@ def _is_direct(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def _are_indices(*kept: Kept | None) -> bool:
     return all(one is None or _moves.is_index(one.units) for one in kept)
-
-
-def _group(kept: Kept | None, i: int) -> Tensor | None:
-    return None if kept is None else kept.units[i]
-
-
-def _plain_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kept_in: Kept | None, kept_out: Kept | None
-) -> Tensor:
-    kept = kept_in or kept_out
-    if kept is None:
-        return F.linear(x, weight, bias)
-    made = [
-        F.linear(part, *some_of(weight, bias, kept_in, kept_out, i))
-        for i, part in enumerate(kept.parts(x))
-    ]
-    return torch.cat(made) if len(made) > 1 else made[0]
-
-
-def some_of(
-    weight: Tensor, bias: Tensor | None, kept_in: Kept | None, kept_out: Kept | None, i: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the kept rows and columns of a weight in group ``i``, scaled, and of its bias.
-
-    Args:
-        weight: ``[n, m, ...]``.
-        bias: ``[n]`` or None.
-        kept_in: of the ``m`` units.
-        kept_out: of the ``n`` units.
-        i: index of the group.
-
-    Example:
-        >>> kept = Kept(torch.tensor([[1]]), 2, 1)
-        >>> some_of(torch.ones(3, 2), None, None, kept, 0)[0].shape
-        torch.Size([1, 2])
-    """
-    rows = _group(kept_out, i)
-    some = _moves.take(weight, rows, _group(kept_in, i))
-    if kept_in is not None and kept_in.scale != 1.0:
-        some = some * kept_in.scale
-    return some, None if bias is None else _moves.take(bias, rows, None)
 
 
 def keep(x: Tensor, kept: Kept, dim: int, batch_dim: int) -> Tensor:
@@ -291,7 +215,7 @@ class _Linear(torch.autograd.Function):
         scale = 1.0 if kept_in is None else kept_in.scale
         made = []
         for i, part in enumerate(_apart(x, kept)):
-            rows, cols = _group(kept_out, i), _group(kept_in, i)
+            rows, cols = group_of(kept_out, i), group_of(kept_in, i)
             some = cpu.take(weight, rows, cols).t()
             some_bias = bias if bias is None or rows is None else cpu.take(bias, rows, None)
             made.append(_product(part, some, scale, some_bias))
@@ -310,7 +234,7 @@ class _Linear(torch.autograd.Function):
             kept_out = kept_out._replace(units=units_out)
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or not _is_direct(grad, weight, bias):
-            return (*_again(grad, (x, weight, bias), kept_in, kept_out, needed), None, None)
+            return (*again(grad, (x, weight, bias), kept_in, kept_out, needed), None, None)
         return (*_gradients(grad, x, weight, bias, kept_in, kept_out, needed), None, None)
 
 
@@ -329,12 +253,12 @@ def _gradients(
     x_grad = w_grad = b_grad = None
     if needed[0]:
         made = [
-            _product(out, cpu.take(weight, _group(kept_out, i), _group(kept_in, i)), scale)
+            _product(out, cpu.take(weight, group_of(kept_out, i), group_of(kept_in, i)), scale)
             for i, (out, _) in enumerate(pairs)
         ]
         x_grad = (made[0] if len(made) == 1 else torch.cat(made)).view(x.shape)
     for i, (out, part) in enumerate(pairs):
-        rows, cols = _group(kept_out, i), _group(kept_in, i)
+        rows, cols = group_of(kept_out, i), group_of(kept_in, i)
         if needed[1]:
             w_grad = _added(w_grad, _product(out.t(), part, scale), rows, cols, weight.shape)
         if needed[2] and bias is not None:
@@ -352,27 +276,6 @@ def _added(
     whole = rows is None and cols is None
     spread = x if whole else cpu.spread(x, rows, cols, shape[0], shape[-1])
     return spread if total is None else total + spread
-
-
-def _again(
-    grad: Tensor,
-    inputs: tuple[Tensor | None, ...],
-    kept_in: Kept | None,
-    kept_out: Kept | None,
-    needed: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients as functions of all tensors, for a second backward."""
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views: the graph that they come from, and their hooks, are the caller's to walk.
-        x, weight, bias = (
-            one if one is None else one.view_as(one) if create else one.detach().requires_grad_()
-            for one in inputs
-        )
-        out = _plain_linear(x, weight, bias, kept_in, kept_out)  # type: ignore[arg-type]
-        asked: Any = [one for one, wanted in zip((x, weight, bias), needed, strict=True) if wanted]
-        made = iter(torch.autograd.grad(out, asked, grad, create_graph=create))
-    return tuple(next(made) if wanted else None for wanted in needed)
 
 
 # As in _drop: without the half of ``apply`` that serves function transforms.

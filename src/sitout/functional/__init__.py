@@ -6,6 +6,7 @@ from ._drop_path import drop_path, drop_path_add
 from ._drop_residual import drop_residual
 from ._dropout import dropout
 from ._dropout_add import dropout_add
+from ._dropout_add_norm import dropout_add_layer_norm, dropout_add_rms_norm
 from ._feature import dropout1d, dropout2d, dropout3d
 from ._gaussian import gaussian_dropout
 from ._thinned import (
@@ -27,6 +28,8 @@ __all__ = [
     "dropout2d",
     "dropout3d",
     "dropout_add",
+    "dropout_add_layer_norm",
+    "dropout_add_rms_norm",
     "feature_alpha_dropout",
     "gaussian_dropout",
     "keep_units",

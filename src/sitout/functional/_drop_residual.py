@@ -181,12 +181,13 @@ def _group(x: Tensor, rows: Tensor | None, batch: int | None) -> Tensor:
     n = len(x)
     if rows is None:
         return torch.zeros((), dtype=torch.int64, device=x.device)
-    rows = masks._check_rows(rows, n).to(x.device)
-    if batch is not None:
-        return rows[0] // batch
-    group = rows[0] // n
-    _check_group(rows, group * n)
-    return group
+    rows = masks._check_rows(rows, n)
+    if batch is not None or masks._is_frozen():
+        rows = rows.to(x.device, non_blocking=rows.is_cpu)
+    group = rows[0] // (n if batch is None else batch)
+    if batch is None:
+        _check_group(rows, group * n)
+    return group.to(x.device, non_blocking=group.is_cpu)
 
 
 def _check_group(rows: Tensor, start: Tensor) -> None:
@@ -195,7 +196,7 @@ def _check_group(rows: Tensor, start: Tensor) -> None:
     fits = (rows == start + torch.arange(n, device=rows.device)).all()
     rule = f"k * {n}, k * {n} + 1, ... for a batch of {n}"
     way_out = "Cut the global batch into equal parts, as sitout.parallel.rows does."
-    if torch.compiler.is_compiling():
+    if masks._is_frozen():
         text = _checks.message("`rows` of drop_residual", rule, "others", way_out)
         torch._assert_async(fits, text)
     elif not fits:

@@ -132,12 +132,15 @@ def _groups(
     """Return the numbers of the groups, and the last two fields of :class:`Kept`."""
     if rows is None:
         return torch.arange(max(-(-batch // step), 1), device=device), None, None
-    numbers = masks._check_rows(rows, batch).to(device) // step
+    rows = masks._check_rows(rows, batch)
+    if masks._is_frozen():
+        rows = rows.to(device)
+    numbers = rows // step  # where the rows are: on the host nobody waits for a GPU
     if batch == 0:
-        return numbers.new_zeros(1), None, None
+        return torch.zeros(1, dtype=torch.int64, device=device), None, None
     first = numbers[::step]
     together = numbers == first.repeat_interleave(step)[:batch]
-    if torch.compiler.is_compiling():
+    if masks._is_frozen():
         torch._assert_async(
             together.all(),
             "`rows` in compiled code must hold the rows of a group one after the other. Got "
@@ -145,12 +148,18 @@ def _groups(
         )
         return first, None, None
     if together.all():
-        return first, None, None
+        return _moved(first, device), None, None
     present, of, counts = numbers.unique(  # type: ignore[no-untyped-call]
         return_inverse=True, return_counts=True
     )
     in_order = bool((numbers.diff() >= 0).all())
-    return present, of, tuple(counts.tolist()) if in_order else None
+    sizes = tuple(counts.tolist()) if in_order else None
+    return _moved(present, device), _moved(of, device), sizes
+
+
+def _moved(numbers: Tensor, device: torch.device) -> Tensor:
+    """Return numbers on a device; what comes from the host is read at once."""
+    return numbers.to(device, non_blocking=numbers.is_cpu)
 
 
 def thinned_linear(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._ticker import Block, State, Ticker
+from .._ticker import State, Ticker
 from ..nn import ResidualDropPath, ThinnedDropout
 from ._draws import draw
 from ._memo import Memo
@@ -96,7 +96,7 @@ def _clocked(model: nn.Module, where: Addresses) -> Iterator[None]:
             layer._ticker = Ticker(state)
             layer._ticker.renumber(str(number), number)
             state.tickers.append(layer._ticker)
-        state.enter(Block(where.samples[0], where.rows), {})
+        state.begin(where.samples[0], where.rows)
         yield
     finally:
         for layer, ticker in zip(layers, before, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,8 @@ class Prediction:
     def _to_parquet(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         with _optional.needs("study", "Prediction.save to Parquet"):
             import pandas as pd
+
+            import_module("pyarrow")  # pandas would say it in ten lines
         columns: dict[str, np.ndarray] = {}
         for name, one in arrays.items():
             flat = one.reshape(len(one), -1) if name != "quantiles" else _by_row(one)

@@ -6,6 +6,7 @@ from ._drop_path import DropPath, DropPathAdd
 from ._drop_residual import DropResidual, ResidualDropPath
 from ._dropout import Dropout
 from ._dropout_add import DropoutAdd
+from ._dropout_add_norm import DropoutAddLayerNorm, DropoutAddRMSNorm
 from ._feature import Dropout1d, Dropout2d, Dropout3d
 from ._gaussian import GaussianDropout
 from ._thinned import ThinnedDropout
@@ -31,6 +32,8 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "DropoutAdd",
+    "DropoutAddLayerNorm",
+    "DropoutAddRMSNorm",
     "FeatureAlphaDropout",
     "GaussianDropout",
     "ResidualDropPath",

@@ -22,6 +22,9 @@ class AddressSource(Protocol):
     def batch(self) -> int | None:
         """Return how many samples the batch has of which a thinned branch sees some."""
 
+    def first(self, count: int) -> Tensor | None:
+        """Return the positions of the first samples of the batch; None for 0, 1, 2, ..."""
+
     def run(self, branch: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor, n: int) -> Tensor:
         """Run a branch on the kept samples of a batch, which keep their addresses."""
 
@@ -33,6 +36,7 @@ class Site(torch.nn.Module):
     _written: list[int]
     _ticker: AddressSource | None = None
     _p_below_one = False
+    _seen: tuple[Tensor, int] | None = None  # the tensor that was written, in its state then
     _p_is_number = False  # whether the rate decides shapes, and so cannot be data
 
     def __init__(
@@ -93,27 +97,38 @@ class Site(torch.nn.Module):
             what = f"The rate of {type(self).__name__}"
             raise TypeError(_checks.message(what, "a number", "data", way_out))
         if self.rate_data is None:
-            data = self._as_data(self._p)
-            self.rate_data = torch.empty_like(data)
-            self._write(data)
+            pair = self._as_data(self._p)
+            self.rate_data = torch.empty(2, dtype=torch.int64, device="cpu")
+            self._write(pair)
         return self
 
-    def _as_data(self, rate: float) -> Tensor:
+    def _as_data(self, rate: float) -> tuple[int, int]:
         if self._p_below_one:  # 1 - 2**-40 has 1 as the nearest rate that can be data
             _checks.rate(masks.effective_rate(rate), type(self).__name__, below_one=True)
-        return masks.rate_data(rate)
+        return masks._threshold(rate)
 
-    def _write(self, data: Tensor) -> None:
-        self._written = data.tolist()
+    def _write(self, pair: Sequence[int]) -> None:
+        self._written = list(pair)
         with torch.no_grad():
-            if self.rate_data is not None:
-                self.rate_data.copy_(data)
+            if self.rate_data is None:
+                return
+            # Not copy_, which would wait for a GPU.
+            for place, value in zip(self.rate_data.unbind(), self._written, strict=True):
+                place.fill_(value)
+            if self.rate_data.is_cuda and not self.rate_data.is_inference():
+                self._seen = self.rate_data, self.rate_data._version
 
     def _pair(self) -> list[int]:
         """Return what ``rate_data`` holds; on the meta device, what it held last."""
-        if self.rate_data is not None and not self.rate_data.is_meta:
-            self._written = self.rate_data.tolist()
+        data = self.rate_data
+        if data is not None and not data.is_meta and not self._is_as_written(data):
+            self._written = data.tolist()
         return self._written
+
+    def _is_as_written(self, data: Tensor) -> bool:
+        """Return whether a GPU, which one would wait for, has nothing new to say."""
+        seen = self._seen
+        return data.is_cuda and seen is not None and seen[0] is data and seen[1] == data._version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move and cast as every module does; the rate survives ``to_empty`` too."""
@@ -121,7 +136,7 @@ class Site(torch.nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rate_data is not None:
             self.rate_data = self.rate_data.long()  # Module.type() casts ints too
-            self._write(torch.tensor(pair))
+            self._write(self._written if pair is None else pair)
         return self
 
     def _rate(self) -> float | Tensor:

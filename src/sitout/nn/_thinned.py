@@ -217,8 +217,19 @@ class ThinnedDropout(Site):
             return self.group_size
         return max(-(-batch // self.groups), 1)
 
+    def _is_one_group(self) -> bool:
+        """Return whether the layer is in a thinned branch, and the batch of that is one group.
+
+        Then any of its samples tells which; the first ones are where the host can read them.
+        """
+        if self.groups > 1 or self.group_size is not None or self._ticker is None:
+            return False
+        return self._ticker.batch() is not None
+
     def _draw(self, x: Tensor, n: int) -> Kept:
         key, rows = self._address()
+        if rows is not None and self._is_one_group():
+            rows = self._ticker.first(len(rows))  # type: ignore[union-attr]
         return functional.keep_units(
             x,
             n,

@@ -1,0 +1,106 @@
+"""The one place where a kernel is started, and what it is told of an address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ... import _checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...masks import MaskKey
+
+_LO32, _LO64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+
+
+def launch(
+    kernel: Any, programs: int | tuple[int, ...], device: torch.device, *arguments: Any, **more: Any
+) -> None:
+    """Start a kernel on a device, in its current stream.
+
+    Sums and products are rounded one by one, in kernels as in torch; where one rounding is wanted,
+    a kernel says ``tl.fma``.
+
+    Args:
+        kernel: made by ``triton.jit``.
+        programs: of the grid.
+        device: of the tensors; a CPU is for the interpreter.
+        arguments: of the kernel.
+        more: of the kernel, and ``num_warps``.
+    """
+    grid = programs if isinstance(programs, tuple) else (programs,)
+    start: Callable[..., object] = kernel[grid]
+    if device.type == "cpu":
+        start(*arguments, **more)
+        return
+    with torch.cuda.device(device):
+        start(*arguments, enable_fp_fusion=False, **more)
+
+
+def key_arguments(key: MaskKey | int, n_rows: int, device: torch.device) -> tuple[Any, ...]:
+    """Return an address's key as the arguments that :func:`_philox.load_key` takes, and the steps.
+
+    What lies on the device is read there, when the kernel runs; nobody waits for it.
+
+    Args:
+        key: as in :class:`sitout.backends.Address`.
+        n_rows: how many rows there are, of which each may have a step.
+        device: of the kernel.
+
+    Returns:
+        key, site, step, seed_at, call_at, site_at, step_at, steps; None where there is nothing.
+
+    Raises:
+        ValueError: there is not one step a row; or the key lies on the CPU while a CUDA graph is
+            captured, which would hold its value for ever.
+    """
+    if isinstance(key, int):
+        return _signed(key), 0, 0, None, None, None, None, None
+    seed, call, site, step = key.seed, key.call, key.site, key.step
+    if type(seed) is type(site) is type(step) is type(call) is int:
+        return _signed(seed ^ call << 32), site, step, None, None, None, None, None
+    steps = None
+    if isinstance(step, Tensor) and step.dim() == 1:
+        if len(step) != n_rows:
+            what, rule = "`step` of MaskKey", f"one a row, [{n_rows}]"
+            raise ValueError(_checks.message(what, rule, len(step)))
+        steps, step = rows_on(step, device), 0
+    (seed, seed_at), (call, call_at), (site, site_at), (step, step_at) = (
+        _number_or_place(one, device) for one in (seed, call, site, step)
+    )
+    packed = _signed((seed ^ call << 32) & _LO64)
+    return packed, site & 0xFFFFFFF, step & _LO32, seed_at, call_at, site_at, step_at, steps
+
+
+def rows_on(values: Tensor, device: torch.device) -> Tensor:
+    """Return one number a row, as a kernel on a device reads them."""
+    if values.device != device:
+        _check_no_capture(values, device)
+        values = values.to(device, non_blocking=True)
+    return values.contiguous()
+
+
+def _number_or_place(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
+    if not isinstance(value, Tensor):
+        return value, None
+    if value.device == device:
+        return 0, value
+    if value.is_cpu:
+        _check_no_capture(value, device)
+        return int(value), None
+    return 0, value.to(device)
+
+
+def _check_no_capture(value: Tensor, device: torch.device) -> None:
+    if value.is_cpu and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        what = "A tensor in the address of a mask"
+        rule = f"on {device} while a CUDA graph is captured, which would replay its value for ever"
+        raise ValueError(_checks.message(what, rule, value.device))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
