@@ -1,6 +1,6 @@
 """Test error of a mean over dropped-out networks, against how many there are, on MNIST.
 
-    python benchmarks/averaging.py          # trains, predicts, writes the rows and the picture
+    make averaging                          # trains, predicts, writes the rows and the picture
     python benchmarks/averaging.py plot     # the picture of the rows that are there
 
 This is the experiment of Srivastava et al. 2014, JMLR 15, section 7.5 and figure 11: one network is
