@@ -57,10 +57,10 @@ bench-thinning: | $(VENV) ## the same for units that are not computed (a quarter
 	$(PIP_INSTALL) --editable '.[bench]'
 	$(BIN)/python benchmarks/thinning.py --save
 
-gpu: $(VENV)/.test ## on a machine with a GPU: are the kernels right, then how fast are they (8 minutes)
-	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a GPU, and a torch that sees it.")'
-	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 240 $(BIN)/pytest -q -n 4 tests/gpu
-	env -u TRITON_INTERPRET $(BIN)/python benchmarks/gpu.py --save --seconds 180
+gpu: $(if $(PY),,$(VENV)/.test) ## on a machine with a GPU: are the kernels right, then how fast are they (8 minutes; PY=python takes what is there)
+	$(or $(PY),$(BIN)/python) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a GPU, and a torch that sees it.")'
+	env -u TRITON_INTERPRET CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout 300 $(or $(PY),$(BIN)/python) -m pytest -q -n 12 --dist loadfile tests/gpu; \
+	  tests=$$?; env -u TRITON_INTERPRET $(or $(PY),$(BIN)/python) benchmarks/gpu.py --save --seconds 180 && exit $$tests
 
 time-to-error: $(VENV)/.test ## thinned layers against dropout, until both are as good (two hours; it resumes)
 	$(BIN)/python benchmarks/time_to_error.py run

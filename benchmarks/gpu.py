@@ -49,7 +49,7 @@ TARGETS = [
     Target("MLP 3 x 8192, p = 0.5, thinned", "mlp", TORCH, FASTER, 3),
     Target("ViT-L blocks, drop path 0.4", "vit", MASKED, FASTER, 1.5),
     Target("FFN 4096/16384, p = 0.3, thinned", "ffn", TORCH, FASTER, 1.25),
-    Target("GPT-2, peak memory", "gpt2-peak", TORCH, MASKS, 1),
+    Target("GPT-2, peak memory", "gpt2-peak", TORCH, MASKS, 0.99),
 ]
 
 
@@ -108,6 +108,8 @@ def _run(
         print("The gate is red, so nothing is timed.", *red, sep="\n", file=sys.stderr)
         return 1
     print(f"The gate is green for {len(chosen)} {'cases' if len(chosen) > 1 else 'case'}.")
+    for form, why in cases.FAILED.items():
+        print(f"The compiled form {form!r} is left out: {why}")
     rows: list[Row] = []
     for row in _measured(chosen, rounds, start + seconds):
         rows.append(row)

@@ -95,6 +95,9 @@ class State:
             there = own.to(self.step_tensor.device, non_blocking=own.is_cpu)
             if len(own) in self.captured:
                 self.captured[len(own)].copy_(there)
+        elif own is None:
+            for n, held in self.captured.items():
+                torch.arange(n, out=held)
         self.enter(Block(step, own, there), {})
 
     def hold(self, there: Tensor | None) -> Tensor | None:
@@ -159,6 +162,9 @@ class Ticker:
         """Return the rows of a block, where they decide shapes such as the host can read."""
         if captured:
             return self.state.hold(block.there)
+        if block.there is not None and block.there.is_cuda:
+            # The stream that reads them may be another than that of the block, which frees them.
+            block.there.record_stream(torch.cuda.current_stream(block.there.device))
         return block.rows if on_host and not torch.compiler.is_compiling() else block.there
 
     def batch(self) -> int | None:

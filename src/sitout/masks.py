@@ -249,7 +249,7 @@ def _place(
     if rows is None or (batch is not None and batch in shared):
         rows = torch.arange(n_rows, device=device)
     else:
-        rows = _check_rows(rows, n_rows).to(device, non_blocking=rows.is_cpu)
+        rows = _moved(_check_rows(rows, n_rows), device)
     rest = tuple(size for dim, size in enumerate(mask) if dim != batch)
     cols = math.prod(rest) if block is None else _cut(rest, block, device)
     return _Place(mask, batch, rows, cols)
@@ -635,7 +635,15 @@ def _is_traced() -> bool:
     )
 
 
+def _moved(numbers: Tensor, device: torch.device | str) -> Tensor:
+    """Return numbers on a device. Nobody waits, and a copy to a GPU has read them at its return."""
+    device = torch.device(device)
+    early = device.type == "cuda" and numbers.is_cpu and not numbers.is_pinned()
+    return numbers.to(device, non_blocking=early)
+
+
 def _default_generator(device: torch.device) -> torch.Generator:
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # there are none before
     index = torch.cuda.current_device() if device.index is None else device.index
     generator: torch.Generator = torch.cuda.default_generators[index]
     return generator

@@ -14,7 +14,13 @@ from sitout import MaskClock, masks, nn
 from sitout import functional as F
 from sitout.masks import MaskKey
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    # What torch says the first time, about itself.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+    pytest.mark.filterwarnings("ignore:The CUDA Graph is empty"),
+]
 
 KEY = MaskKey(seed=11, site=3, step=5, call=2)
 SHAPE = (32, 250)

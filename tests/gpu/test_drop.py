@@ -386,6 +386,10 @@ def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
             return lambda *arguments, **more: seen.append((grid, arguments, more))
 
     monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    _launch.launch(Kernel(), 5, torch.device("cuda", 2), "x", tile=4)
+    assert len(seen) == 1  # it is there already
+    seen.clear()
     _launch.launch(Kernel(), 5, torch.device("cuda", 3), "x", tile=4)
     (where, start, left) = seen
     assert (where, left) == (torch.device("cuda", 3), "left")
@@ -398,7 +402,16 @@ def test_a_key_on_the_host_is_refused_while_a_graph_is_captured(monkeypatch):
     for key in (MaskKey(step=torch.tensor(3)), MaskKey(step=torch.arange(3))):
         with pytest.raises(ValueError, match=r"while a CUDA graph is captured"):
             _launch.key_arguments(key, 3, cuda)
-    assert _launch.key_arguments(MaskKey(2, 3, 5, 1), 3, cuda)[:3] == (2 ^ 1 << 32, 3, 5)
+    assert _launch._split(MaskKey(2, 3, 5, 1), 3, cuda)[:3] == (2 ^ 1 << 32, 3, 5)
+
+
+def test_keys_on_the_host_and_on_the_device_are_one_kernel():
+    """Else a capture would have to load the second one, which CUDA does not allow."""
+    number = torch.tensor(3, device=X.device)
+    for key in (7, MaskKey(2, 3, 5, 1), MaskKey(number, number, number, number)):
+        *numbers, _ = _launch.key_arguments(key, 1, X.device)
+        assert [type(one) for one in numbers] == [int] * 3 + [torch.Tensor] * 4
+        assert {one.dtype for one in numbers[3:]} == {torch.int64}
 
 
 def test_the_size_of_a_key_changes_no_type():

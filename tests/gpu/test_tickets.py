@@ -49,6 +49,7 @@ class FakeCuda:
         self.drawn = []
         self._randint = torch.randint
         monkeypatch.setattr(torch.cuda, "default_generators", self.generators)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.captures)
@@ -297,3 +298,10 @@ def test_a_rate_that_was_written_is_known_without_asking_the_device():
     layer.rate_data.add_(1)  # somebody else wrote: a broadcast of buffers
     with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
         _ = layer.p
+
+
+def test_a_replay_without_rows_does_not_read_those_of_an_earlier_block():
+    state = State(0)
+    state.captured[3] = torch.tensor([7, 8, 9])  # as a capture with these rows leaves it
+    state.begin(1, None)
+    assert state.captured[3].tolist() == [0, 1, 2]

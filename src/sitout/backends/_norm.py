@@ -16,7 +16,7 @@ from ._fused import drop_and_add
 if TYPE_CHECKING:
     from ._address import Address
 
-_WIDEST = 1 << 16  # bytes of a row that one program takes
+_WIDEST = 8192  # elements of a row: more of them do not fit into registers
 
 
 class Norm(NamedTuple):
@@ -107,7 +107,7 @@ def _call(
         return None
     if out == made and any(one.dtype != made for one in more):  # torch's to refuse
         return None
-    if made.itemsize * math.prod(norm.shape) > _WIDEST:
+    if math.prod(norm.shape) > _WIDEST:
         return None
     options = address.shared_dims, address.batch_dim, address.block
     where = _kernels().place(tuple(x.shape), len(norm.shape), *options)

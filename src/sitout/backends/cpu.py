@@ -253,7 +253,7 @@ def keep_mask(address: Address, p: float | Tensor, shape: tuple[int, ...]) -> Te
     """
     shared = {_checks.dim(dim, len(shape), "shared_dims") for dim in address.shared_dims}
     sizes = [1 if dim in shared else size for dim, size in enumerate(shape)]
-    return _run("mask", None, torch.empty(sizes, dtype=torch.bool), address, p)
+    return _run("mask", None, torch.empty(sizes, dtype=torch.bool, device="cpu"), address, p)
 
 
 def first(key: masks.MaskKey, n: int, k: int, group: int) -> tuple[Tensor, int]:
@@ -272,7 +272,7 @@ def first(key: masks.MaskKey, n: int, k: int, group: int) -> tuple[Tensor, int]:
         >>> first(sitout.MaskKey(seed=0), 10, 5, 0)
         (tensor([2, 3, 4, 7, 8]), 2)
     """
-    out = torch.empty(k, dtype=torch.int64)
+    out = torch.empty(k, dtype=torch.int64, device="cpu")
     last = core().first(out.data_ptr(), n, k, group & _LO32, *_one_key(key))
     return out, last
 

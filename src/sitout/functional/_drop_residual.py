@@ -183,11 +183,11 @@ def _group(x: Tensor, rows: Tensor | None, batch: int | None) -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=x.device)
     rows = masks._check_rows(rows, n)
     if batch is not None or masks._is_frozen():
-        rows = rows.to(x.device, non_blocking=rows.is_cpu)
+        rows = masks._moved(rows, x.device)
     group = rows[0] // (n if batch is None else batch)
     if batch is None:
         _check_group(rows, group * n)
-    return group.to(x.device, non_blocking=group.is_cpu)
+    return masks._moved(group, x.device)
 
 
 def _check_group(rows: Tensor, start: Tensor) -> None:

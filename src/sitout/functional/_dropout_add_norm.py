@@ -41,8 +41,8 @@ def dropout_add_layer_norm(
 
     It is :func:`dropout_add`, then :func:`torch.nn.functional.layer_norm`. That is how it is done
     where the kernel does not serve: on a CPU, in compiled code, in float64, for tensors of unlike
-    dtypes (but for ``x`` and ``residual``, and under autocast), for rows of more than 64 KiB, and
-    for a mask that varies along a row in another way than from column to column.
+    dtypes (but for ``x`` and ``residual``, and under autocast), for rows of more than 8,192
+    elements, and for a mask that varies along a row in another way than from column to column.
 
     Args:
         x: ``[B, ..., C]``, a floating dtype; what is dropped from.

@@ -148,18 +148,13 @@ def _groups(
         )
         return first, None, None
     if together.all():
-        return _moved(first, device), None, None
+        return masks._moved(first, device), None, None
     present, of, counts = numbers.unique(  # type: ignore[no-untyped-call]
         return_inverse=True, return_counts=True
     )
     in_order = bool((numbers.diff() >= 0).all())
     sizes = tuple(counts.tolist()) if in_order else None
-    return _moved(present, device), _moved(of, device), sizes
-
-
-def _moved(numbers: Tensor, device: torch.device) -> Tensor:
-    """Return numbers on a device; what comes from the host is read at once."""
-    return numbers.to(device, non_blocking=numbers.is_cpu)
+    return masks._moved(present, device), masks._moved(of, device), sizes
 
 
 def thinned_linear(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ... import _checks
+from ... import _checks, masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +37,19 @@ def launch(
     start: Callable[..., object] = kernel[grid]
     if device.type == "cpu":
         start(*arguments, **more)
-        return
-    with torch.cuda.device(device):
+    elif device.index == torch.cuda.current_device():  # to change it takes microseconds
         start(*arguments, enable_fp_fusion=False, **more)
+    else:
+        with torch.cuda.device(device):
+            start(*arguments, enable_fp_fusion=False, **more)
 
 
 def key_arguments(key: MaskKey | int, n_rows: int, device: torch.device) -> tuple[Any, ...]:
     """Return an address's key as the arguments that :func:`_philox.load_key` takes, and the steps.
 
-    What lies on the device is read there, when the kernel runs; nobody waits for it.
+    What lies on the device is read there, when the kernel runs; nobody waits for it. Where there is
+    nothing to read stands a 0: with pointers and without them would be two kernels, and one that is
+    first loaded while a CUDA graph is captured makes the capture fail.
 
     Args:
         key: as in :class:`sitout.backends.Address`.
@@ -52,7 +57,31 @@ def key_arguments(key: MaskKey | int, n_rows: int, device: torch.device) -> tupl
         device: of the kernel.
 
     Returns:
-        key, site, step, seed_at, call_at, site_at, step_at, steps; None where there is nothing.
+        key, site, step, seed_at, call_at, site_at, step_at, steps; the last may be None, and in a
+        trace the four before it.
+
+    Raises:
+        ValueError: as :func:`_split`.
+    """
+    *numbers, seed_at, call_at, site_at, step_at, steps = _split(key, n_rows, device)
+    places = [seed_at, call_at, site_at, step_at]
+    if not masks._is_traced():
+        places = [_zero(device) if one is None else one for one in places]
+    return (*numbers, *places, steps)
+
+
+@cache
+def _zero(device: torch.device) -> Tensor:
+    """Return a 0 on a device, which every stream may read."""
+    with torch.inference_mode(False):
+        made = torch.zeros((), dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # once in a process
+    return made
+
+
+def _split(key: MaskKey | int, n_rows: int, device: torch.device) -> tuple[Any, ...]:
+    """Return what :func:`key_arguments` does, with None where there is nothing.
 
     Raises:
         ValueError: there is not one step a row; or the key lies on the CPU while a CUDA graph is
@@ -80,7 +109,7 @@ def rows_on(values: Tensor, device: torch.device) -> Tensor:
     """Return one number a row, as a kernel on a device reads them."""
     if values.device != device:
         _check_no_capture(values, device)
-        values = values.to(device, non_blocking=True)
+        values = masks._moved(values, device)
     return values.contiguous()
 
 

@@ -27,7 +27,8 @@ def load_key(key, site, step, seed_at, call_at, site_at, step_at):
         key: seed XOR call << 32, of what is known on the host; any int.
         site: 0 where ``site_at`` is given.
         step: 0 where ``step_at`` is given.
-        seed_at: pointer to an int64, or None.
+        seed_at: pointer to an int64, or None; what it holds is added to what the host says, like
+            the next ones.
         call_at: pointer to an int64, or None.
         site_at: pointer to an int64, or None.
         step_at: pointer to an int64, or None.
@@ -39,10 +40,10 @@ def load_key(key, site, step, seed_at, call_at, site_at, step_at):
         key ^= tl.load(call_at) << 32
     site = site.to(tl.uint32)
     if site_at is not None:
-        site = tl.load(site_at).to(tl.uint32) & 0xFFFFFFF
+        site = (site + tl.load(site_at).to(tl.uint32)) & 0xFFFFFFF
     step = step.to(tl.uint32)
     if step_at is not None:
-        step = tl.load(step_at).to(tl.uint32)
+        step += tl.load(step_at).to(tl.uint32)
     return key.to(tl.uint32), (key >> 32).to(tl.uint32), site, step
 
 
