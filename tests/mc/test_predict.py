@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -535,3 +536,26 @@ def test_where_chooses_the_sites():
         found.amax(0).where(found.amax(0) > 0, found.amin(0)).expand_as(found)[kept],
         atol=1e-5,
     )
+
+
+def test_explain_tells_the_share_that_runs_once_and_what_it_gains():
+    layers_ = [nn.Linear(64, 64, bias=False) for _ in range(4)]
+    model = nn.Sequential(*layers_, nn.Dropout(0.5), nn.Linear(64, 64, bias=False))
+    told = sitout.mc.predict(model, torch.randn(4, 64), samples=50).explain()
+    share, gain = (float(one) for one in re.search(r"(\d+)% .* ([\d.]+) times as", told).groups())
+    assert 70 <= share <= 80  # 4 of 5 equal products, and the mask
+    assert gain == pytest.approx(1 / (1 - share / 100 + share / 5000), rel=0.03)
+
+
+def test_a_plan_is_worth_its_formula_or_nothing(monkeypatch):
+    """A formula of torch that does not know some arguments must not end a prediction."""
+
+    def failing(*_: object, **__: object) -> int:
+        raise AssertionError
+
+    from torch.utils.flop_counter import flop_registry
+
+    for name in list(flop_registry):
+        monkeypatch.setitem(flop_registry, name, failing)
+    model, x, _ = made("functional")
+    assert "ran once" in sitout.mc.predict(model, x).explain()
