@@ -277,6 +277,7 @@ def test_the_ticket_on_cuda_is_computed_from_seed_and_offset(seed, offset):
 
 def test_on_cuda_in_eager_the_default_generator_of_the_device_gives_the_ticket(monkeypatch):
     generators = (FakeCudaGenerator(1, 0), FakeCudaGenerator(2, 8))
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
