@@ -14,13 +14,13 @@ steps of SGD with max-norm, and a store of 400 draws instead of 1,000.
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from speed.plot import svg
 from speed.setting import setting
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,30 +105,20 @@ def measured() -> dict[str, Any]:
 
 def draw(row: dict[str, Any]) -> str:
     """Return the picture as SVG."""
-    import matplotlib as mpl
-    from matplotlib import figure
+    points = [(one["samples"], one["mean"], one["std"]) for one in row["errors"]]
 
-    counts, means, spreads = zip(
-        *((one["samples"], one["mean"], one["std"]) for one in row["errors"]), strict=True
-    )
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitout", "font.size": 11}):
-        picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
-        axes = picture.subplots()
-        axes.errorbar(
-            *(counts, means, spreads), color="#2060b0", marker="o", capsize=3, label="mean of k"
-        )
-        axes.axhline(row["weight_scaling"], color="#c44e52", linestyle="--", label="weight scaling")
+    def fill(axes: Any) -> None:
+        look = {"color": "#2060b0", "marker": "o", "capsize": 3, "label": "mean of k"}
+        axes.errorbar(*zip(*points, strict=True), **look)
+        scaled = row["weight_scaling"]
+        axes.axhline(scaled, color="#c44e52", linestyle="--", label="weight scaling")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("networks drawn, k")
         axes.set_ylabel("test error on MNIST, percent")
         axes.set_title("Mean over dropped-out networks: 100 sets of k, their mean and deviation")
-        axes.grid(which="major", color="#dddddd")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        held = io.StringIO()
-        picture.savefig(held, format="svg", metadata={"Date": None})
-    return held.getvalue()
+
+    return svg(fill)
 
 
 def main() -> None:

@@ -134,8 +134,7 @@ def _measured(chosen: Sequence[Case], rounds: int, end: float) -> Iterator[Row]:
             try:
                 found = case.measure(rounds)
             except Exception as error:
-                why = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                found = [case.row(OURS, "", not_run=why, failed=True)]
+                found = [case.row(OURS, "", not_run=cases.one_line(error), failed=True)]
         for row in found:
             yield {**row, **said}
         if torch.cuda.is_available():

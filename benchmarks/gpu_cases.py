@@ -99,7 +99,7 @@ def _warm(calls: dict[str, Call], times: int) -> dict[str, str]:
             for _ in range(times):
                 call()
         except Exception as error:
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            missing[name] = one_line(error)
             del calls[name]
     return missing
 
@@ -249,6 +249,11 @@ def _compiled(sizes: Sizes, call: Callable[..., Tensor], form: str = "op") -> Ca
     return run
 
 
+def one_line(error: Exception) -> str:
+    """Return an error in one line; some have no text."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
 FAILED: dict[str, str] = {}  # forms of compiled code that did not run, and why
 
 
@@ -272,7 +277,7 @@ def _equal_forms(sizes: Sizes) -> str:
         except Exception as error:
             if form == "op":
                 raise
-            FAILED[form] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            FAILED[form] = one_line(error)
             continue  # a form that nobody is served by may fail, and is left out
         if not torch.equal(made, wanted):
             told.append(f"the form {form} has other values")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from .kinds import Row
 
@@ -33,13 +34,8 @@ def draw(rows: Sequence[Row]) -> str:
     Args:
         rows: of a run that holds the family.
     """
-    import matplotlib as mpl
-    from matplotlib import figure
 
-    # Text stays text, and the same rows give the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitout", "font.size": 11}):
-        picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
-        axes = picture.subplots()
+    def fill(axes: Any) -> None:
         for name, points in lines(rows).items():
             if points:
                 label, color, marker = STYLES[name]
@@ -50,6 +46,24 @@ def draw(rows: Sequence[Row]) -> str:
         axes.set_xlabel("elements of the tensor")
         axes.set_ylabel("nanoseconds per element")
         axes.set_title("Forward dropout of float32 on one CPU thread: lower is faster")
+
+    return svg(fill)
+
+
+def svg(fill: Callable[[Any], None]) -> str:
+    """Return a picture of one pair of axes: the same file for the same content.
+
+    Args:
+        fill: draws into the axes.
+    """
+    import matplotlib as mpl
+    from matplotlib import figure
+
+    # Text stays text, and the same rows give the same file.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitout", "font.size": 11}):
+        picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
+        axes = picture.subplots()
+        fill(axes)
         axes.grid(which="major", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

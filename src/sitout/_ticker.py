@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from .masks import MaskKey, _is_captured
+from .masks import MaskKey, _is_captured, _moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,8 +91,7 @@ class State:
         """Open a block of a step and a copy of the rows."""
         own = there = None if rows is None else rows.clone()
         if own is not None and self.step_tensor.is_cuda:
-            # Memory of the host that is not pinned is read at once: nobody has to wait.
-            there = own.to(self.step_tensor.device, non_blocking=own.is_cpu)
+            there = _moved(own, self.step_tensor.device)
             if len(own) in self.captured:
                 self.captured[len(own)].copy_(there)
         elif own is None:

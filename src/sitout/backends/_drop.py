@@ -76,7 +76,7 @@ def drop_directly(
     inplace: bool = False,
     backend: Any = cpu,
 ) -> Tensor:
-    """Do what :func:`drop` does, for an ``x`` of which :func:`is_direct` is true.
+    """Do what :func:`drop` does, by the kernels of a backend that may take ``x`` at once.
 
     Args:
         x: ``[B, ...]``, a floating dtype.
@@ -84,7 +84,7 @@ def drop_directly(
         p: drop rate, a fraction in [0, 1], or as data.
         law: as in :func:`drop`.
         inplace: write the result into ``x``.
-        backend: whose kernel it is.
+        backend: as :func:`kernels` says; the core where :func:`is_direct` is true.
 
     Returns:
         Like ``x``.
