@@ -84,7 +84,7 @@ def drop_directly(
         p: drop rate, a fraction in [0, 1], or as data.
         law: as in :func:`drop`.
         inplace: write the result into ``x``.
-        backend: as :func:`kernels` says; the core where :func:`is_direct` is true.
+        backend: whose kernels to call: the core's where :func:`is_direct` is true, else Triton's.
 
     Returns:
         Like ``x``.
