@@ -65,6 +65,7 @@ class Call:
     text: str
 
 
+@kept_by_class
 def reads(made: type[nn.Module]) -> frozenset[str]:
     """Return the attributes of ``self`` that the forward of a class reads, by their paths.
 

@@ -219,7 +219,7 @@ def test_a_kernel_runs_in_the_current_stream(x):
         torch.testing.assert_close(made, wanted)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 def test_devices_have_equal_masks_and_tickets_of_their_own():
     x = torch.randn(SHAPE)
     there, here = x.to("cuda:1"), x.to("cuda:0")

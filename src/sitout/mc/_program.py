@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._tape import Ref, Size, Step, UntraceableError, each
+from ._tape import Ref, Size, Step, UntraceableError, each, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,15 +131,6 @@ class _Fill:
 
 class OtherBranchError(Exception):
     """A batch on whose values the forward may take another branch than the one on tape."""
-
-
-def tensors(out: Any) -> list[Tensor]:
-    """Return the tensors that an op returns."""
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, (list, tuple)):
-        return [one for part in out for one in tensors(part)]
-    return []
 
 
 def build(few: Tape, more: Tape, rows: tuple[int, int], inputs: int) -> Program:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._sites._calls import dropping_argument
@@ -79,13 +78,11 @@ class Step:
 
 def each(change: Callable[[Any], Any], held: Any) -> Any:
     """Return lists, tuples and dicts with a function applied to what they hold at the end."""
-    if isinstance(held, (Ref, Size)):
+    if not isinstance(held, (list, tuple, dict)) or isinstance(held, (Ref, Size)):
         return change(held)
-    if isinstance(held, (list, tuple)):
-        return type(held)([each(change, one) for one in held])
     if isinstance(held, dict):
         return {key: each(change, one) for key, one in held.items()}
-    return change(held)
+    return type(held)([each(change, one) for one in held])
 
 
 class Tape(TorchDispatchMode):
@@ -144,7 +141,7 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        flat = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        flat = tensors((args, kwargs))
         if any(type(one) not in (Tensor, torch.nn.Parameter) for one in flat):
             raise UntraceableError(f"{func} has a tensor of a class of its own")
         read = [self._read(one) for one in flat]
@@ -155,7 +152,7 @@ class Tape(TorchDispatchMode):
         if not is_draw and _RANDOM in func.tags and _is_random(func, args, kwargs):
             raise UntraceableError(f"{func} draws what has no address")
         out = _as_if_all_played(func, args, kwargs) if is_draw else func(*args, **kwargs)
-        made = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
+        made = tensors(out)
         outs = [self.number(one) for one in made]
         for value, one in zip(outs, made, strict=True):
             self.shapes[value] = tuple(one.shape)  # an op such as ``transpose_`` may have turned it
@@ -172,14 +169,32 @@ class Tape(TorchDispatchMode):
         return out
 
 
+def tensors(held: Any) -> list[Tensor]:
+    """Return the tensors in lists, tuples and dicts, in order."""
+    if isinstance(held, Tensor):
+        return [held]
+    if isinstance(held, dict):
+        held = held.values()
+    elif not isinstance(held, (list, tuple)):
+        return []
+    return [one for part in held for one in tensors(part)]
+
+
 def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that an op writes into."""
-    found: list[Tensor] = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found += [one for one in tree_leaves(value) if isinstance(one, Tensor)]
-    return found
+    return tensors(
+        [args[at] if at < len(args) else kwargs.get(name) for at, name in _written_arguments(func)]
+    )
+
+
+@cache
+def _written_arguments(func: Any) -> list[tuple[int, str]]:
+    """Return places and names of the arguments that an op writes into."""
+    return [
+        (at, argument.name)
+        for at, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 _BITS = (aten.bernoulli_.float, aten.bernoulli.p)
