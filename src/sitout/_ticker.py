@@ -78,10 +78,10 @@ class State:
     def place(self, device: torch.device) -> None:
         """Move the tensors to a device."""
         if self.step_tensor.device != device:
-            self.seed_tensor = self.seed_tensor.to(device)
-            self.step_tensor = self.step_tensor.to(device)
+            self.seed_tensor = _moved(self.seed_tensor, device)
+            self.step_tensor = _moved(self.step_tensor, device)
             for ticker in self.tickers:
-                ticker.site_tensor = ticker.site_tensor.to(device)
+                ticker.site_tensor = _moved(ticker.site_tensor, device)
 
     def calls(self) -> Calls:
         """Return how many times each layer has run within the block: in all, and in a capture."""
@@ -123,7 +123,7 @@ class Ticker:
         self.state = state
         self.name = ""
         self.site = 0
-        self.site_tensor = torch.tensor(0, device=state.step_tensor.device)
+        self.site_tensor = torch.zeros((), dtype=torch.int64, device=state.step_tensor.device)
         self.calls = 0
         self.captured = 0  # in the capture of CUDA graphs, whose replays are first calls again
 

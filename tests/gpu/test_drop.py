@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import sitout
 from sitout import MaskKey, nn
@@ -403,6 +404,26 @@ def test_a_key_on_the_host_is_refused_while_a_graph_is_captured(monkeypatch):
         with pytest.raises(ValueError, match=r"while a CUDA graph is captured"):
             _launch.key_arguments(key, 3, cuda)
     assert _launch._split(MaskKey(2, 3, 5, 1), 3, cuda)[:3] == (2 ^ 1 << 32, 3, 5)
+
+
+def test_a_rate_on_the_host_is_refused_while_a_graph_is_captured(monkeypatch):
+    captures = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(captures))
+    cuda, rate = torch.device("cuda", 0), rate_data(0.25)
+    assert _launch.rate_on_host(rate, cuda) == (16, 1 << 14)
+    captures.append(True)
+    assert _launch.rate_on_host(0.25, cuda) == 0.25
+    with pytest.raises(ValueError, match=r"A rate as data must be on cuda:0 while a CUDA graph"):
+        _launch.rate_on_host(rate, cuda)
+
+
+def test_what_stands_for_no_pointer_is_made_in_another_thread():
+    """Torch warms up graphs in this one, with a pool that the tensor would outlive."""
+    with FakeTensorMode():  # of this thread
+        here, made = torch.zeros(()), _launch._zero.__wrapped__(X.device)
+    assert isinstance(here, FakeTensor)
+    assert not isinstance(made, FakeTensor)
+    assert made.item() == 0
 
 
 def test_keys_on_the_host_and_on_the_device_are_one_kernel():

@@ -540,9 +540,10 @@ def test_a_captured_graph_draws_a_fresh_mask_at_each_replay():
     seen = []
     for _ in range(3):
         graph.replay()
-        dropped = total == given[1]
-        assert not (grad[dropped & (given[0] != 0)] != 0).any()
-        seen.append(dropped.clone())
+        kept = grad != 0
+        assert 0.6 < kept.float().mean().item() < 0.8
+        assert torch.equal(total[~kept], given[1][~kept])
+        seen.append(kept)
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _checks, masks
 from .. import cpu
 from . import _drop_kernel, _layout
-from ._launch import key_arguments, launch, rows_on
+from ._launch import key_arguments, launch, rate_on_host, rows_on
 
 if TYPE_CHECKING:
     from .._address import Address
@@ -66,7 +66,7 @@ def run(
     )
     rate, bits, numbers = p, 0, (0, 0.0, 0.0, 0.0)
     if not by_data:
-        told = _rate(op, tuple(p.tolist()) if isinstance(p, Tensor) else p)
+        told = _rate(op, rate_on_host(p, device))
         if told is None:  # all sits out
             both = op in ("add", "path_add") and other is not None
             return out.copy_(other) if both else out.zero_()  # type: ignore[arg-type]

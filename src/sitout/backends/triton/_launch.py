@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 _LO32, _LO64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 
 
-def launch(
-    kernel: Any, programs: int | tuple[int, ...], device: torch.device, *arguments: Any, **more: Any
-) -> None:
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **more: Any) -> None:
     """Start a kernel on a device, in its current stream.
 
     Sums and products are rounded one by one, in kernels as in torch; where one rounding is wanted,
@@ -28,13 +27,12 @@ def launch(
 
     Args:
         kernel: made by ``triton.jit``.
-        programs: of the grid.
+        programs: how many, less than 2^31.
         device: of the tensors; a CPU is for the interpreter.
         arguments: of the kernel.
         more: of the kernel, and ``num_warps``.
     """
-    grid = programs if isinstance(programs, tuple) else (programs,)
-    start: Callable[..., object] = kernel[grid]
+    start: Callable[..., object] = kernel[(programs,)]
     if device.type == "cpu":
         start(*arguments, **more)
     elif device.index == torch.cuda.current_device():  # to change it takes microseconds
@@ -72,12 +70,20 @@ def key_arguments(key: MaskKey | int, n_rows: int, device: torch.device) -> tupl
 
 @cache
 def _zero(device: torch.device) -> Tensor:
-    """Return a 0 on a device, which every stream may read."""
-    with torch.inference_mode(False):
+    """Return a 0 on a device, which every stream may read.
+
+    Another thread makes it, once in a process: in this one torch may be warming up a graph, whose
+    pool no tensor may outlive.
+    """
+
+    def make() -> Tensor:
         made = torch.zeros((), dtype=torch.int64, device=device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # once in a process
-    return made
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return made
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(make).result()
 
 
 def _split(key: MaskKey | int, n_rows: int, device: torch.device) -> tuple[Any, ...]:
@@ -108,9 +114,18 @@ def _split(key: MaskKey | int, n_rows: int, device: torch.device) -> tuple[Any, 
 def rows_on(values: Tensor, device: torch.device) -> Tensor:
     """Return one number a row, as a kernel on a device reads them."""
     if values.device != device:
-        _check_no_capture(values, device)
+        check_no_capture(values, device)
         values = masks._moved(values, device)
     return values.contiguous()
+
+
+def rate_on_host(p: float | Tensor, device: torch.device) -> float | tuple[int, int]:
+    """Return a rate that does not lie on the device of a kernel, as the host knows it."""
+    if not isinstance(p, Tensor):
+        return p
+    check_no_capture(p, device, "A rate as data")
+    bits, threshold = p.tolist()
+    return bits, threshold
 
 
 def _number_or_place(value: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
@@ -119,14 +134,25 @@ def _number_or_place(value: int | Tensor, device: torch.device) -> tuple[int, Te
     if value.device == device:
         return 0, value
     if value.is_cpu:
-        _check_no_capture(value, device)
+        check_no_capture(value, device)
         return int(value), None
     return 0, value.to(device)
 
 
-def _check_no_capture(value: Tensor, device: torch.device) -> None:
+def check_no_capture(
+    value: Tensor, device: torch.device, what: str = "A tensor in the address of a mask"
+) -> None:
+    """Refuse a tensor whose values a CUDA graph would hold for ever.
+
+    Args:
+        value: what the host is about to read, or to move.
+        device: of the kernel.
+        what: it is.
+
+    Raises:
+        ValueError: it lies on the CPU, and a graph is being captured.
+    """
     if value.is_cpu and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        what = "A tensor in the address of a mask"
         rule = f"on {device} while a CUDA graph is captured, which would replay its value for ever"
         raise ValueError(_checks.message(what, rule, value.device))
 

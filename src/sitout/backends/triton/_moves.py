@@ -19,12 +19,13 @@ _ROWS, _COLS = 8, 256  # of a tile
 
 @triton.jit
 def _tile(n_rows, n_cols, tile_rows: tl.constexpr, tile_cols: tl.constexpr):
-    """Return the rows and columns of a program, and which of them there are."""
-    across = tl.cdiv(n_cols, tile_cols)
+    """Return the group of a program, its rows and columns, and which of these there are."""
+    across, down = tl.cdiv(n_cols, tile_cols), tl.cdiv(n_rows, tile_rows)
     pid = tl.program_id(0)
-    row = (pid // across) * tile_rows + tl.arange(0, tile_rows)
+    row = (pid // across % down) * tile_rows + tl.arange(0, tile_rows)
     col = (pid % across) * tile_cols + tl.arange(0, tile_cols)
-    return row[:, None], col[None, :], row[:, None] < n_rows, col[None, :] < n_cols
+    g = (pid // across // down).to(tl.int64)
+    return g, row[:, None], col[None, :], row[:, None] < n_rows, col[None, :] < n_cols
 
 
 @triton.jit
@@ -50,8 +51,7 @@ def gather(
         tile_rows: of a tile.
         tile_cols: of a tile.
     """
-    g = tl.program_id(1).to(tl.int64)
-    row, col, in_rows, in_cols = _tile(n_rows, n_cols, tile_rows, tile_cols)
+    g, row, col, in_rows, in_cols = _tile(n_rows, n_cols, tile_rows, tile_cols)
     from_row, from_col = row.to(tl.int64), col.to(tl.int64)
     if rows is not None:
         from_row = tl.load(rows + g * kept_rows + row, mask=in_rows, other=0)
@@ -85,23 +85,24 @@ def scatter(
         tile_rows: of a tile.
         tile_cols: of a tile.
     """
-    row, col, in_rows, in_cols = _tile(n_rows, n_cols, tile_rows, tile_cols)
+    _, row, col, in_rows, in_cols = _tile(n_rows, n_cols, tile_rows, tile_cols)
     wide = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     total = tl.zeros([tile_rows, tile_cols], wide)
-    before = tl.zeros([], tl.int64)  # rows of the groups before
-    for g in range(groups):
+    before = tl.zeros([], tl.int64)  # kept rows of the groups before
+    rows_before, cols_before = before, before  # and numbers of their lists
+    for _ in range(groups):
         from_row, from_col = row, col
         if row_at is not None:
-            from_row = tl.load(row_at + g * n_rows + row, mask=in_rows, other=-1)
+            from_row = tl.load(row_at + rows_before + row, mask=in_rows, other=-1)
         if col_at is not None:
-            from_col = tl.load(
-                col_at + g * (n_cols // inner) + col // inner, mask=in_cols, other=-1
-            )
+            from_col = tl.load(col_at + cols_before + col // inner, mask=in_cols, other=-1)
             from_col = tl.where(from_col < 0, -1, from_col * inner + col % inner)
         inside = in_rows & in_cols & (from_row >= 0) & (from_col >= 0)
         at = (before + from_row) * x_stride + from_col
         total += tl.load(x + at, mask=inside, other=0.0).to(wide)
         before += kept_rows
+        rows_before += n_rows
+        cols_before += n_cols // inner
     at = row.to(tl.int64) * n_cols + col
     tl.store(out + at, total.to(out.dtype.element_ty), mask=in_rows & in_cols)
 
@@ -146,7 +147,7 @@ def take(x: Tensor, rows: Tensor | None, cols: Tensor | None, width: int = 1) ->
     out = x.new_empty(groups, n_rows, stride)
     if out.numel():
         launch(
-            *(gather, (_tiles(n_rows, n_cols), groups), x.device, out, x),
+            *(gather, _tiles(n_rows, n_cols) * groups, x.device, out, x),
             *(_listed(rows), _listed(cols), n_rows, n_cols),
             *(0 if one is None else one.shape[1] for one in (rows, cols)),
             *(inner, x_stride, stride),

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import masks
 from .. import cpu
 from . import _norm_kernel
-from ._launch import key_arguments, launch, rows_on
+from ._launch import key_arguments, launch, rate_on_host, rows_on
 
 if TYPE_CHECKING:
     from .._address import Address
@@ -134,7 +134,7 @@ def _rate(p: float | Tensor, device: torch.device) -> tuple[Tensor | None, tuple
     """Return a rate as data where it lies on the device, else bits, threshold and scale."""
     if isinstance(p, Tensor) and p.device == device:
         return p, (0, 0, 0.0)
-    told = cpu._rate("dropout", tuple(p.tolist()) if isinstance(p, Tensor) else p)
+    told = cpu._rate("dropout", rate_on_host(p, device))
     return None, (32, 1 << 32, 0.0) if told is None else told[:3]
 
 
