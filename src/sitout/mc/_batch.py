@@ -14,6 +14,8 @@ from .. import _checks
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ._state import State
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -66,6 +68,11 @@ class Batch:
             leaves.append(one)
         return replace(self, leaves=tuple(leaves), rows=len(indices))
 
+    def copied(self) -> Batch:
+        """Return the batch in tensors of its own, which a forward may write to."""
+        leaves = [one.clone() if isinstance(one, Tensor) else one for one in self.leaves]
+        return replace(self, leaves=tuple(leaves))
+
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments."""
         args, kwargs = tree_unflatten(list(self.leaves), self.spec)
@@ -76,15 +83,12 @@ class Batch:
         args, kwargs = self.arguments()
         return model(*args, **kwargs)
 
-    def form(self) -> tuple[object, ...]:
-        """Return what a plan hangs on: everything but the rows and the values of tensors."""
+    def form(self, state: State) -> tuple[object, ...]:
+        """Return what a plan hangs on: everything but the values of tensors."""
         told: list[object] = [str(self.spec), self.dim]
         for one in self.leaves:
             if isinstance(one, Tensor):
-                sizes = list(one.shape)
-                if self.holds_rows(one):
-                    sizes[self.dim] = -1
-                told.append((tuple(sizes), one.dtype, one.device))
+                told.append((tuple(one.shape), one.dtype, one.device, self.holds_rows(one)))
             else:
-                told.append(repr(one))
+                told.append(state.of(one))
         return tuple(told)

@@ -140,33 +140,33 @@ class Addresses:
 
 @dataclass(frozen=True)
 class AllPlay:
-    """Draws in which nobody sits out in the first sample, as on a tape, and all do in the others.
+    """Draws in which all play in the first sample, as on a tape, and every other one in the rest.
 
     Args:
-        samples: those that run together.
+        samples: those that run together; the first is number 0.
     """
 
     samples: range
 
     def drop(self, site: int, x: Tensor, at: At, *_: object) -> Tensor:
         """Return ``x``."""
-        return x * self._factor(x.shape, at).to(x.dtype)
+        return x * self._plays(x.shape, at).to(x.dtype)
 
     def keep(self, site: int, shape: Sequence[int], at: At, *_: object) -> Tensor:
         """Return a mask."""
-        return self._factor(shape, at).expand(*shape) != 0.0
+        return self._plays(shape, at)
 
     def uniform(self, site: int, shape: Sequence[int], at: At) -> Tensor:
         """Return numbers that are nearly 1, or 0."""
-        return self._factor(shape, at).expand(*shape) * ALMOST_1
+        return self._plays(shape, at) * ALMOST_1
 
-    def _factor(self, shape: Sequence[int], at: At) -> Tensor:
-        factor = torch.ones([1] * len(shape))
-        if at is not None and len(self.samples) > 1:
-            dim, rest = at[0], shape[at[0]] // len(self.samples)
-            factor = factor.repeat_interleave(shape[dim], dim)
-            factor.narrow(dim, rest, shape[dim] - rest).zero_()
-        return factor
+    def _plays(self, shape: Sequence[int], at: At) -> Tensor:
+        if at is None:
+            return torch.ones(tuple(shape), dtype=torch.bool)
+        sizes = [*shape]
+        sizes[at[0]] //= len(self.samples)
+        odd = (torch.arange(math.prod(sizes)) % 2 == 1).view(sizes)
+        return torch.cat([odd | (sample == 0) for sample in self.samples], at[0])
 
 
 Draws = Addresses | AllPlay

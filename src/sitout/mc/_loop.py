@@ -46,10 +46,10 @@ class Loop:
             # What has no address, a choice that the code makes from a number, hangs on the seed.
             torch.manual_seed(where.seed << 32 | where.samples[0])
             if not self.remembers:
-                out = self.select(self.batch.call(self.model))
+                out = self.select(self.batch.copied().call(self.model))
             else:
                 with memo.replaying() if known else memo.listening():
-                    out = self.select(self.batch.call(self.model))
+                    out = self.select(self.batch.copied().call(self.model))
         self.memo = memo
         self.drawn = self.drawn or mode.drawn
         return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _plan
 from ._draws import AllPlay
 from ._loop import clocked
-from ._program import build
+from ._program import build, check_alike, counts
 from ._tape import Tape, UntraceableError
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ def make(model: nn.Module, batch: Batch, select: Callable[[Any], Tensor]) -> Pla
     """
     if clocked(model):
         raise UntraceableError("units that sit out are not computed in it")
-    more = batch.take([-i % batch.rows for i in range(1, _MORE + 1)])
-    longer = _recorded(model, more, select)[0]
+    many = max(batch.rows, _MORE)  # code may ask how many rows there are
+    longer = _recorded(model, batch.take([-i % batch.rows for i in range(1, many + 1)]), select)[0]
     few = batch.take([i % batch.rows for i in range(_FEW)])
     tape, out = _recorded(model, few, select)
     if not any(step.draws for step in tape.steps):
         raise NothingDrawnError
-    program = build(tape, longer, (_FEW, _MORE), len(few.tensors()))
+    if batch.rows == 1:
+        check_alike(tape, _recorded(model, batch.take([0]), select)[0])
+    program = build(tape, longer, (_FEW, many), len(few.tensors()))
     if not program.draws:
         raise NothingDrawnError
     del tape, longer
@@ -52,7 +54,7 @@ def make(model: nn.Module, batch: Batch, select: Callable[[Any], Tensor]) -> Pla
     expands, tried = _expands(plan, few, out)
     _plan.fuse(program)
     made = _plan.split(program)
-    made.expands, made.rows = expands, _FEW + _MORE + tried
+    made.expands, made.rows = expands, _FEW + many + (batch.rows == 1) + tried
     return made
 
 
@@ -76,13 +78,16 @@ def _expands(plan: Plan, few: Batch, out: Tensor) -> tuple[bool, int]:
         UntraceableError: the program does not give what the model gives.
     """
     at, rows = plan.program.batch_dim(plan.program.outputs[0]), 0
-    if at is not None and at[1] == 1 and not plan.weights():
-        wanted, rows = out.narrow(at[0], 0, 1), 2
+    counted = any(counts(plan.program.steps[index]) for index in plan.each)
+    if at is not None and at[1] == 1 and not counted and not plan.weights():
+        wanted, rows = out.narrow(at[0], 0, 1), 3
         border = plan.prefix(few.take([0]).tensors(), 1)
         try:
             [twice] = plan.suffix(border, 1, AllPlay(range(2)))
-            apart = same(twice.narrow(at[0], 0, 1), wanted)  # whatever the other sample holds
-        except (RuntimeError, UntraceableError):
+            [other] = plan.suffix(border, 1, AllPlay(range(1, 2)))
+            first, second = (twice.narrow(at[0], sample, 1) for sample in range(2))
+            apart = same(first, wanted) and same(second, other)  # whatever the other one holds
+        except (RuntimeError, UntraceableError, ValueError):
             apart = False
         if apart:
             return True, rows

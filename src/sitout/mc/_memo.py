@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class Memo:
     """Keeps the outputs of the calls of modules that ended before the first draw.
 
-    Of a call within a call only the outer one is kept.
+    Of a call within a call only the outer one is kept. Not kept are calls with hooks, which would
+    run again, those that write to what they are given, and those that return objects of classes
+    of their own.
 
     Args:
         model: whose modules they are.
@@ -24,7 +26,8 @@ class Memo:
 
     def __init__(self, model: nn.Module, drawn: Callable[[], bool]) -> None:
         self._model, self._drawn = model, drawn
-        self._begun: list[int] = []  # how many calls were kept when each running one began
+        # How many calls were kept when each running one began, and what it was given.
+        self._begun: list[tuple[int, list[tuple[Tensor, int]]]] = []
         self.kept: list[tuple[nn.Module, Any]] = []
 
     @contextmanager
@@ -33,18 +36,22 @@ class Memo:
         with ExitStack() as stack:
             for module in set(self._model.modules()) - {self._model}:
                 for handle in (
-                    module.register_forward_pre_hook(self._enter),
-                    module.register_forward_hook(self._leave),
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave, with_kwargs=True),
                 ):
                     stack.callback(handle.remove)
             yield
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._begun.append(len(self.kept))
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        self._begun.append((len(self.kept), [(one, _version(one)) for one in given]))
 
-    def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        before = self._begun.pop()
-        if not self._drawn():
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        before, given = self._begun.pop()
+        has_hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) > 2  # but for ours
+        writes = any(_version(one) != version for one, version in given)
+        known = all(isinstance(one, _KNOWN) for one in tree_leaves(out))
+        if known and not (self._drawn() or has_hooks or writes):
             del self.kept[before:]
             self.kept.append((module, _copied(out)))
 
@@ -59,6 +66,13 @@ class Memo:
                 stack.callback(_give_back, module, vars(module).get("forward"))
                 module.forward = _Replay(outs, module.forward)
             yield
+
+
+_KNOWN = (Tensor, int, float, str, type(None))
+
+
+def _version(one: Tensor) -> int:
+    return -1 if one.is_inference() else one._version
 
 
 class _Replay:

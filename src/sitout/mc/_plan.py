@@ -120,6 +120,14 @@ class Plan:
             self._bytes[rows] = peak(self.program, self.each, self.border, rows)
         return self._bytes[rows]
 
+    def work_left_out(self, rows: int) -> float:
+        """Return how many operations those products are of which units may be left out."""
+        return self._packed_work * rows
+
+    @cached_property
+    def _packed_work(self) -> float:
+        return _work.of_a_row(self.program, self.packed.products)
+
     @cached_property
     def share(self) -> float:
         """The fraction of a pass that runs once, see :func:`sitout.mc._work.share`."""

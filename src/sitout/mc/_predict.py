@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,12 +23,13 @@ from ._plan import Plan
 from ._prediction import Prediction, joined
 from ._program import OtherBranchError
 from ._reduce import KINDS, OPTIONAL, STATISTICS, Reducer
+from ._state import State
 from ._switch import dropping, sites_of
 from ._tape import UntraceableError
 from ._work import gain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .._sites import Site
     from .._where import Where
@@ -37,8 +39,9 @@ _UNLIKELY = math.log(1e-6)
 _KEPT = 8  # plans of a model
 _PROBED = 2  # rows, of which the sites are found
 _NEAR = 16 << 20  # bytes that are worked on at once: more of them leave the caches
-_LEAST = 8  # rows from which it pays to gather weights
-_plans: WeakKeyDictionary[nn.Module, dict[object, Plan | str]] = WeakKeyDictionary()
+_PAYS = 5e7  # operations of a sample from which on it pays to gather weights
+_FEWEST, _ASKED = 30, 10  # samples before `stop` may end a prediction, and from one question on
+_plans: WeakKeyDictionary[nn.Module, dict[object, tuple[Plan | str, State]]] = WeakKeyDictionary()
 
 
 def predict(
@@ -94,7 +97,7 @@ def predict(
         kwargs: keywords that the model takes.
         memory: that samples may take: "2GB", bytes, or a quarter of what is free.
         stop: "ci:0.01" ends before ``samples`` when the 95 % interval of each mean is narrower
-            than 0.01 to both sides.
+            than 0.01 to both sides; asked after 30 samples, then after every tenth.
         return_samples: keep all samples, ``[T, B, ...]``.
         progress: show a bar on stderr.
 
@@ -215,19 +218,20 @@ class _Run:
         self.device = device
         rows = torch.arange(first_row, first_row + batch.rows, device=device)
         self.rows = torch.zeros_like(rows) if asked.masks == "shared" else rows
-        self.sites = _sites(model, asked.where, batch)
+        self.sites, self.probed = _sites(model, asked.where, batch)
 
     def predict(self) -> Prediction:
         """Return the statistics of the batch."""
         reducer, stack = self.asked.reducer(), []
         with dropping(self.model, self.sites):
             plan, border = self._begun(self._plan())
-            for part in self._samples(plan, border):
+            parts = self._samples(plan, border)
+            for part in parts if self.asked.stop is None else _in_tens(parts):
                 reducer.update(part)
                 if self.asked.return_samples:
                     stack.append(part.clone())
                 del part
-                if self.asked.stop is not None and reducer.width() <= self.asked.width:
+                if self._is_enough(reducer):
                     break
         self._check_differ(reducer)
         count = torch.full((self.batch.rows,), reducer.count, device=self.device)
@@ -235,20 +239,36 @@ class _Run:
             reducer.results(), count, torch.cat(stack) if stack else None, (self._told(plan),)
         )
 
+    def _is_enough(self, reducer: Reducer) -> bool:
+        if self.asked.stop is None or reducer.count < _FEWEST or reducer.count % _ASKED:
+            return False
+        return reducer.width() <= self.asked.width
+
     def _plan(self) -> Plan | str:
         """Return the plan of the model for such a batch, or why it has none."""
         kept = _plans.setdefault(self.model, {})
-        key = (self.batch.form(), self.asked.select, _state(self.model))
-        if key not in kept:
+
+        def key(state: State) -> object:
+            return self.batch.form(state), self.asked.select, state.of_model(self.model)
+
+        made, state = kept.get(key(State()), ("", State()))
+        if not made or not state.holds():
+            made = self._made()
             if len(kept) >= _KEPT:
                 kept.pop(next(iter(kept)))
-            try:
-                kept[key] = make(self.model, self.batch, self.asked.select)
-            except NothingDrawnError:
-                raise _nothing_drawn(self.sites) from None
-            except UntraceableError as error:
-                kept[key] = str(error)
-        return kept[key]
+            state = State()  # of now: a forward may keep what it has computed
+            kept[key(state)] = made, state
+        return made
+
+    def _made(self) -> Plan | str:
+        try:
+            return make(self.model, self.batch, self.asked.select)
+        except NothingDrawnError:
+            raise _nothing_drawn(self.sites) from None
+        except UntraceableError as error:
+            return str(error)
+        except Exception as error:  # the loop raises it too if it is the fault of the call
+            return f"it could not be put on tape ({type(error).__name__}: {error})"
 
     def _begun(self, plan: Plan | str) -> tuple[Plan | str, dict[int, Tensor]]:
         """Return the plan and what it computes once; why there is none if the batch is another."""
@@ -282,7 +302,7 @@ class _Run:
 
     def _leaves_out(self, plan: Plan) -> bool:
         """Return whether units that sit out are not computed: all rows share them, and it pays."""
-        return self.asked.masks == "shared" and bool(plan.packed.by) and self.batch.rows >= _LEAST
+        return self.asked.masks == "shared" and plan.work_left_out(self.batch.rows) >= _PAYS
 
     def _addresses(self, first: int, many: int) -> Addresses:
         asked = self.asked
@@ -306,7 +326,8 @@ class _Run:
             return
         rows = 1 if self.asked.masks == "shared" else self.batch.rows
         locked = self.asked.locked_dims
-        log = sum(_log_chance(site, rows, locked, reducer.count) for site in self.sites)
+        rows_of_a_site = rows / self.probed
+        log = sum(_log_chance(site, rows_of_a_site, locked, reducer.count) for site in self.sites)
         told = f"All {reducer.count} samples of mc.predict are equal"
         if log < _UNLIKELY:
             raise RuntimeError(
@@ -341,6 +362,14 @@ class _Run:
         )
 
 
+def _in_tens(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yield samples so that a part ends wherever `stop` asks whether they are enough."""
+    count = 0
+    for part in parts:
+        yield from part.tensor_split(list(range(_ASKED - count % _ASKED, len(part), _ASKED)))
+        count += len(part)
+
+
 def _apart(out: Tensor, many: int, at: tuple[int, int] | None) -> Tensor:
     """Return samples that lie one after the other along a dim, ``[c, B, ...]``."""
     if many == 1 or at is None:
@@ -349,12 +378,12 @@ def _apart(out: Tensor, many: int, at: tuple[int, int] | None) -> Tensor:
     return out.reshape(split).movedim(at[0], 0)
 
 
-def _log_chance(site: Site, rows: int, locked: Sequence[int], samples: int) -> float:
+def _log_chance(site: Site, rows: float, locked: Sequence[int], samples: int) -> float:
     """Return the logarithm of the chance that all masks of a site are equal.
 
     Args:
         site: as the probe saw it.
-        rows: that have a mask of their own.
+        rows: that have a mask of their own, for each that the probe saw.
         locked: dims along which one bit serves all.
         samples: how many masks each row has.
     """
@@ -363,39 +392,37 @@ def _log_chance(site: Site, rows: int, locked: Sequence[int], samples: int) -> f
     shared = {*(site.shared_dims or ()), *(dim % max(len(site.shape), 1) for dim in locked)}
     bits = math.prod(size for dim, size in enumerate(site.shape) if dim not in shared)
     both = site.p**samples + (1.0 - site.p) ** samples
-    return bits * rows / _PROBED * math.log(both) if both > 0.0 else -math.inf
+    return bits * rows * math.log(both) if both > 0.0 else -math.inf
 
 
-_found: WeakKeyDictionary[nn.Module, dict[object, list[Site]]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, dict[object, tuple[list[Site], int, State]]] = (
+    WeakKeyDictionary()
+)
 
 
-def _sites(model: nn.Module, where: Where, batch: Batch) -> list[Site]:
-    """Return the sites that drop; they are found once for a state of the model."""
+def _sites(model: nn.Module, where: Where, batch: Batch) -> tuple[list[Site], int]:
+    """Return the sites that drop, and on how many rows they were found.
+
+    They are found once for a state of the model. One that does not run on a few rows, such as that
+    of the nodes of a graph, runs on all of them.
+    """
     kept = _found.setdefault(model, {})
-    asked = (batch.form(), where if callable(where) else repr(where))
-    found = kept.get((asked, _state(model)))
-    if found is None:
+    few = batch.take([i % batch.rows for i in range(_PROBED)])
+
+    def key(state: State) -> object:
+        return few.form(state), where if callable(where) else repr(where), state.of_model(model)
+
+    found, rows, state = kept.get(key(State()), ([], 0, State()))
+    if not found or not state.holds():
+        try:
+            found, rows = sites_of(model, *few.arguments(), where), few.rows
+        except Exception:
+            found, rows = sites_of(model, *batch.arguments(), where), batch.rows
         if len(kept) >= _KEPT:
             kept.pop(next(iter(kept)))
-        few = batch.take([i % batch.rows for i in range(_PROBED)])
-        found = sites_of(model, *few.arguments(), where)
-        kept[asked, _state(model)] = found  # the probe writes buffers, and gives them back
-    return found
-
-
-def _state(model: nn.Module) -> int:
-    """Return a number that is another one after any change that a plan may hang on."""
-    told: list[object] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
-    for name, module in model.named_modules():
-        told += [name, id(module), type(module), module.training]
-        told += [*module._forward_hooks, *module._forward_pre_hooks]  # their numbers
-        told += [(key, value) for key, value in vars(module).items() if type(value) in _PLAIN]
-    for tensor in (*model.parameters(), *model.buffers()):
-        told += [id(tensor), tensor._version, tensor.dtype, tensor.device]
-    return hash(tuple(told))
-
-
-_PLAIN = (int, float, bool, str, type(None))
+        state = State()  # of now: the probe writes buffers, and gives them back
+        kept[key(state)] = found, rows, state
+    return found, rows
 
 
 def _nothing_drawn(sites: list[Site]) -> RuntimeError:
@@ -408,11 +435,9 @@ def _nothing_drawn(sites: list[Site]) -> RuntimeError:
 
 def _output(out: Any) -> Tensor:
     """Return the tensor that a model returns, alone or as ``.logits``."""
-    if isinstance(out, Tensor):
-        return out
-    logits = getattr(out, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
+    made = out if isinstance(out, Tensor) else getattr(out, "logits", None)
+    if isinstance(made, Tensor):
+        return made
     way_out = "Pass select=lambda out: ... to mc.predict."
     raise TypeError(_checks.message("The output", "a tensor, or have .logits", type(out), way_out))
 
@@ -424,8 +449,11 @@ def _batches(inputs: tuple[Any, ...], kwargs: Mapping[str, Any], dim: int) -> It
     if not several or not hasattr(first, "__iter__"):
         yield Batch.of(inputs, kwargs, dim)
         return
+    if dim:
+        what, way_out = "`batch_dim` of mc.predict", "Pass the batches one by one."
+        raise ValueError(_checks.message(what, "0 for an iterable of batches", dim, way_out))
     for one in first:
-        if isinstance(one, dict):
+        if isinstance(one, Mapping):
             yield Batch.of((), {**one, **kwargs}, dim)
         else:
             yield Batch.of((one[0] if isinstance(one, (list, tuple)) else one,), kwargs, dim)

@@ -145,13 +145,10 @@ def build(few: Tape, more: Tape, rows: tuple[int, int], inputs: int) -> Program:
     Raises:
         UntraceableError: they are not the same forward.
     """
-    if len(few.steps) != len(more.steps) or len(few.shapes) != len(more.shapes):
-        raise UntraceableError("its operations hang on the number of rows")
+    check_alike(few, more)
     merge = _Merge(rows)
     steps = []
     for one, other in zip(few.steps, more.steps, strict=True):
-        if one.func is not other.func or one.outs != other.outs or one.writes != other.writes:
-            raise UntraceableError("its operations hang on the number of rows or on values")
         args, kwargs = merge(one.args, other.args), merge(one.kwargs, other.kwargs)
         told = merge(one.told, other.told)
         steps.append(Step(one.func, args, kwargs, one.outs, one.writes, one.draws, told))
@@ -172,6 +169,30 @@ def build(few: Tape, more: Tape, rows: tuple[int, int], inputs: int) -> Program:
     program.steps = [step for step, lives in zip(steps, alive, strict=True) if lives]
     program.number_draws()
     return program
+
+
+def check_alike(one: Tape, other: Tape) -> None:
+    """Refuse tapes of which one has other operations than the other.
+
+    Raises:
+        UntraceableError: they differ.
+    """
+    if len(one.steps) != len(other.steps) or len(one.shapes) != len(other.shapes):
+        raise UntraceableError("its operations hang on the number of rows")
+    for a, b in zip(one.steps, other.steps, strict=True):
+        if a.func is not b.func or a.outs != b.outs or a.writes != b.writes:
+            raise UntraceableError("its operations hang on the number of rows or on values")
+
+
+def counts(step: Step) -> bool:
+    """Return whether a step computes with the number of rows: of several samples there are more."""
+    if step.func._opname == "arange":
+        return False
+    for at, argument in enumerate(step.func._schema.arguments):
+        value = step.args[at] if at < len(step.args) else step.kwargs.get(argument.name)
+        if type(value) is Size and "int" not in str(argument.type):
+            return True
+    return False
 
 
 class _Merge:

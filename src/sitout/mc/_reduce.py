@@ -93,9 +93,10 @@ class Reducer:
             if "votes" in held:
                 made["variation_ratio"] = 1.0 - held["votes"].amax(1).float() / count
         if self.kind == "mean_and_log_variance":
-            made["epistemic"] = made["std"]
             made["aleatoric"] = (held["variance"] / count).sqrt_()
-            made["std"] = (made["epistemic"] ** 2 + made["aleatoric"] ** 2).sqrt_()
+            if "std" in made:
+                made["epistemic"] = made["std"]
+                made["std"] = (made["epistemic"] ** 2 + made["aleatoric"] ** 2).sqrt_()
         wanted = {name: self._shaped(made[name]) for name in self.statistics}
         if self._quantiles is not None:
             wanted["quantiles"] = self._quantiles.result()
@@ -122,6 +123,9 @@ class Reducer:
 
     def _make(self, flat: Tensor) -> None:
         _, before, classes, behind = flat.shape
+        if flat.is_complex():
+            way_out = "Pass select=lambda out: torch.view_as_real(out) to mc.predict."
+            raise TypeError(_checks.message("The output", "of real numbers", flat.dtype, way_out))
         dtype = torch.promote_types(flat.dtype, torch.float32)
         whole = (before, classes, behind)
         if self.kind == "mean_and_log_variance":

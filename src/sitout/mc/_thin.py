@@ -25,12 +25,17 @@ _LEAST_RATE = 0.2
 _INPUT = {aten.addmm.default: 1, aten.mm.default: 0}
 """The products of linear layers, and which argument is the input."""
 
-_ELEMENTWISE = frozenset(
+_ZERO_AT_ZERO = frozenset(
     {
-        *("relu", "gelu", "silu", "elu", "celu", "leaky_relu", "tanh", "sigmoid", "softplus"),
-        *("mish", "hardtanh", "hardswish", "hardsigmoid", "clamp", "clamp_min", "abs", "neg"),
+        *("relu", "gelu", "silu", "elu", "celu", "leaky_relu", "tanh", "mish", "hardswish"),
+        *("abs", "neg"),
     }
 )
+"""What may stand behind a dropout: a unit that sits out is a zero there too."""
+_ELEMENTWISE = _ZERO_AT_ZERO | {
+    *("sigmoid", "softplus", "hardtanh", "hardsigmoid", "clamp", "clamp_min")
+}
+"""What may stand before it."""
 
 
 class Packed:
@@ -64,7 +69,8 @@ class Packed:
             return False
         shape = self.program.shapes[step.outs[0]]
         rows = len(shape) == 2 and isinstance(shape[0], Size) and shape[0].slope == 1
-        return rows and isinstance(shape[1], int) and step.args[8:] >= (_LEAST_RATE, "dropout")
+        p, law = step.args[8:]
+        return rows and isinstance(shape[1], int) and law == "dropout" and p >= _LEAST_RATE
 
     def _pack(self, index: int) -> None:
         step = self.program.steps[index]
@@ -80,7 +86,7 @@ class Packed:
                 step = self.program.steps[user]
                 if user >= 0 and _is_product_of(step, number):
                     continue
-                if user < 0 or not _is_elementwise(step):
+                if user < 0 or not _is_one_of(_ZERO_AT_ZERO, step):
                     return None
                 found += step.outs
         return found
@@ -94,9 +100,18 @@ class Packed:
             if step.func in _INPUT:
                 yield from chain
                 return
-            if not _is_elementwise(step):
+            if not _is_one_of(_ELEMENTWISE, step):
                 return
             value = step.reads[0]
+
+    @property
+    def products(self) -> list[int]:
+        """The indices of the steps that multiply fewer rows or columns of a weight."""
+        return [
+            index
+            for index, step in enumerate(self.program.steps)
+            if step.func in _INPUT and {*step.reads, *step.outs} & self.by.keys()
+        ]
 
     def units(self, kept: dict[int, Tensor], where: Addresses, value: int) -> Tensor | None:
         """Return which columns a value holds; None for all.
@@ -157,6 +172,5 @@ def _is_product_of(step: Step, number: int) -> bool:
     return step.args[at] == Ref(number) and step.reads.count(number) == 1
 
 
-def _is_elementwise(step: Step) -> bool:
-    name = step.func._opname
-    return name in _ELEMENTWISE and len(step.reads) == 1 and not step.writes
+def _is_one_of(names: frozenset[str], step: Step) -> bool:
+    return step.func._opname in names and len(step.reads) == 1 and not step.writes

@@ -31,6 +31,11 @@ def share(plan: Plan) -> float:
     return once / max(once + later, 1.0)
 
 
+def of_a_row(program: Program, indices: Sequence[int]) -> float:
+    """Return how many operations some steps are, for one row."""
+    return sum(_flops(program, program.steps[index]) for index in indices) / _ROWS
+
+
 def gain(fraction: float, samples: int) -> float:
     """Return how many times as fast it is to run a fraction once: 1 / (1 - f + f / T).
 
