@@ -76,7 +76,9 @@ def test_a_model_that_takes_one_number_of_rows_runs():
 def test_a_mask_with_as_many_rows_as_the_batch_is_left_whole():
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True)
     mask = torch.zeros(6, 6)
-    found = [samples_of(layer, torch.ones(n, 6, 8), kwargs={"src_mask": mask})[:, :5] for n in (5, 6)]
+    found = [
+        samples_of(layer, torch.ones(n, 6, 8), kwargs={"src_mask": mask})[:, :5] for n in (5, 6)
+    ]
     torch.testing.assert_close(*found)
 
 
