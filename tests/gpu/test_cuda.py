@@ -345,6 +345,20 @@ def test_there_may_be_more_groups_than_a_grid_has_rows():
     assert torch.equal(_moves.take(x, kept, None), x[kept])
 
 
+@pytest.mark.parametrize("masks", ["independent", "shared"])
+def test_a_prediction_has_the_samples_of_the_cpu(masks):
+    layers = [torch.nn.Linear(20, 4096), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(4096, 3)).eval()
+    x = torch.randn(600, 20)
+    made = []
+    for device in ("cpu", "cuda"):
+        asked = net.to(device), x.to(device)
+        one = sitout.mc.predict(*asked, samples=3, masks=masks, return_samples=True)
+        assert "no plan" not in one.explain()
+        made.append(one.samples.cpu())
+    torch.testing.assert_close(*made, rtol=1e-2, atol=1e-2)  # TF32 may be on
+
+
 # Nobody waits
 
 

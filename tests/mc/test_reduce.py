@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical
 
 from sitout.mc._quantiles import Quantiles
-from sitout.mc._reduce import KINDS, STATISTICS, Reducer
+from sitout.mc._reduce import KINDS, OPTIONAL, STATISTICS, Reducer
 
 SHAPES = {
     "values": [(5,), (5, 3), (2, 3, 7, 5), (1,)],
@@ -152,3 +152,16 @@ def test_quantiles_of_many_samples_are_near_in_rank(large, monkeypatch):
         # The rank of an exact quantile is off by 1 / n; that of P2 by some hundredths.
         assert (ranks - level).abs().max() < 0.05
         assert abs(ranks.mean() - level) < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [10, 100])
+def test_statistics_lie_where_the_samples_are(kind, count):
+    """On a device without memory; what would be made on the CPU does not go with it."""
+    statistics = (*STATISTICS[kind], *OPTIONAL.get(kind, ()))
+    reducer = Reducer(kind, statistics, 1, LEVELS)
+    reducer.differ = True  # to know whether they do, values are read
+    reducer.update(torch.zeros(count, 5, 2, device="meta"))
+    made = reducer.results()
+    assert {*made} == {*statistics, "quantiles"}
+    assert all(one.is_meta for one in made.values())

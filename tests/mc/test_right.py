@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import sitout
 from sitout.mc import _predict
+from sitout.mc._draws import AllPlay
+from sitout.mc._state import State
 
 X = torch.rand(16, 4)
 
@@ -203,6 +205,24 @@ def test_a_forward_that_keeps_what_it_computed_has_one_plan(monkeypatch):
     assert torch.equal(samples_of(model), samples_of(model))
     samples_of(model)
     assert len(made) == 1
+
+
+def test_of_a_long_list_only_the_length_is_asked(monkeypatch):
+    asked = []
+    of = State.of
+    monkeypatch.setattr(State, "of", lambda *given: (asked.append(1), of(*given))[1])
+    model = Of(lambda drop, x: drop(x))
+    model.table = list(range(5000))
+    samples_of(model)
+    assert len(asked) < 500
+
+
+def test_a_trial_is_made_where_the_output_lies():
+    play = AllPlay(range(2), torch.device("meta"))
+    assert play.keep(0, (4, 3), (0, 1)).is_meta
+    assert play.drop(0, torch.ones(4, 3, device="meta"), (0, 1)).shape == (4, 3)
+    here = AllPlay(range(3), torch.device("cpu")).keep(0, (6, 3), (0, 2))
+    assert here.tolist() == [[True] * 3] * 2 + [[False, True, False], [True, False, True]] * 2
 
 
 # Models that run as a whole for each sample

@@ -144,9 +144,11 @@ class AllPlay:
 
     Args:
         samples: those that run together; the first is number 0.
+        device: of the masks.
     """
 
     samples: range
+    device: torch.device
 
     def drop(self, site: int, x: Tensor, at: At, *_: object) -> Tensor:
         """Return ``x``."""
@@ -162,10 +164,10 @@ class AllPlay:
 
     def _plays(self, shape: Sequence[int], at: At) -> Tensor:
         if at is None:
-            return torch.ones(tuple(shape), dtype=torch.bool)
+            return torch.ones(tuple(shape), dtype=torch.bool, device=self.device)
         sizes = [*shape]
         sizes[at[0]] //= len(self.samples)
-        odd = (torch.arange(math.prod(sizes)) % 2 == 1).view(sizes)
+        odd = (torch.arange(math.prod(sizes), device=self.device) % 2 == 1).view(sizes)
         return torch.cat([odd | (sample == 0) for sample in self.samples], at[0])
 
 

@@ -83,15 +83,16 @@ def _expands(plan: Plan, few: Batch, out: Tensor) -> tuple[bool, int]:
         wanted, rows = out.narrow(at[0], 0, 1), 3
         border = plan.prefix(few.take([0]).tensors(), 1)
         try:
-            [twice] = plan.suffix(border, 1, AllPlay(range(2)))
-            [other] = plan.suffix(border, 1, AllPlay(range(1, 2)))
+            [twice] = plan.suffix(border, 1, AllPlay(range(2), out.device))
+            [other] = plan.suffix(border, 1, AllPlay(range(1, 2), out.device))
             first, second = (twice.narrow(at[0], sample, 1) for sample in range(2))
             apart = same(first, wanted) and same(second, other)  # whatever the other one holds
         except (RuntimeError, UntraceableError, ValueError):
             apart = False
         if apart:
             return True, rows
-    [alone] = plan.suffix(plan.prefix(few.tensors(), _FEW), _FEW, AllPlay(range(1)))
+    border, played = plan.prefix(few.tensors(), _FEW), AllPlay(range(1), out.device)
+    [alone] = plan.suffix(border, _FEW, played)
     if not same(alone, out):
         raise UntraceableError("its program gives other outputs")
     return False, rows + _FEW

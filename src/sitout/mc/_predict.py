@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -414,9 +415,10 @@ def _sites(model: nn.Module, where: Where, batch: Batch) -> tuple[list[Site], in
 
     found, rows, state = kept.get(key(State()), ([], 0, State()))
     if not found or not state.holds():
-        try:
-            found, rows = sites_of(model, *few.arguments(), where), few.rows
-        except Exception:
+        found, rows = [], few.rows
+        with suppress(Exception):  # what is wrong with the call is wrong with all rows too
+            found = sites_of(model, *few.arguments(), where)
+        if not found:
             found, rows = sites_of(model, *batch.arguments(), where), batch.rows
         if len(kept) >= _KEPT:
             kept.pop(next(iter(kept)))

@@ -54,7 +54,7 @@ class Quantiles:
         """Return the quantiles, ``[levels, ...]``."""
         if self._count <= self._exact:
             stack = torch.stack(self._first)
-            return torch.quantile(stack, torch.tensor(self.levels, dtype=stack.dtype), dim=0)
+            return torch.quantile(stack, stack.new_tensor(self.levels), dim=0)
         return torch.stack([heights[2] for heights in self._heights])
 
     def _begin(self) -> None:
@@ -65,7 +65,7 @@ class Quantiles:
             at = [0, level / 2 * last, level * last, (1 + level) / 2 * last, last]
             places = [min(max(round(one), i), last - 4 + i) for i, one in enumerate(at)]
             self._heights.append(ordered[places].clone())
-            start = torch.tensor(places, dtype=ordered.dtype) + 1
+            start = ordered.new_tensor(places) + 1
             shape = (5, *[1] * (ordered.dim() - 1))
             self._places.append(start.view(shape).expand_as(self._heights[-1]).clone())
 

@@ -155,10 +155,8 @@ class Reducer:
         if self.kind in ("logits", "probabilities"):
             held["entropy"][tile[0], tile[2]] += _entropy(part, 2).sum(0)
         if "votes" in held:
-            held["votes"][tile].scatter_add_(
-                *(1, part.argmax(2).movedim(0, 1)),
-                torch.ones((), dtype=torch.int32).expand(part.argmax(2).movedim(0, 1).shape),
-            )
+            chosen = part.argmax(2).movedim(0, 1)
+            held["votes"][tile].scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.int32))
         mean = held["mean"][tile]
         first = part[0] if begin else mean
         self.differ = self.differ or bool((part != first).any())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 _PLAIN = (int, bool, str, bytes, type(None))
 _OWN = frozenset(vars(nn.Module()))  # what torch keeps in a module, asked in ways of their own
 _SMALL = 1 << 20  # bytes of an array whose values are compared
+_MANY = 1000  # of a longer list, a data set for one, only the length is compared
 _DEEP = 3  # objects within objects that are looked into: a configuration, and parts of it
 
 
@@ -67,6 +68,8 @@ class State:
             self._note(value)
             known = value.nbytes <= _SMALL and not value.dtype.hasobject
             return id(value), value.shape, value.dtype.str, value.tobytes() if known else b""
+        if isinstance(value, (list, tuple, set, frozenset, Mapping)) and len(value) > _MANY:
+            return id(value), len(value)
         if isinstance(value, (list, tuple, set, frozenset)):
             return kind, tuple([self.of(one, depth) for one in value])
         if isinstance(value, Mapping):
