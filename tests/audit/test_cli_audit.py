@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,6 +208,7 @@ def test_a_hook_needs_torch_numpy_and_typer_alone():
     """The packages of the study are not looked for; typer brings rich on its own."""
     code = """
 import sys
+from pathlib import Path
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("jinja2", "loky", "optuna", "pandas", "plotly", "safetensors",
@@ -224,3 +226,16 @@ main()
             check=False,
         )
         assert (done.returncode, done.stderr[: len("sitout study needs ")]) == expected
+
+
+def test_a_full_disk_is_told_in_one_line():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sitout", "audit", __file__],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    told = "sitout: The disk is full. Free some space, and run the command again.\n"
+    assert (done.returncode, done.stderr) == (1, told)
