@@ -151,7 +151,7 @@ class AllPlay:
     device: torch.device
 
     def drop(self, site: int, x: Tensor, at: At, *_: object) -> Tensor:
-        """Return ``x``."""
+        """Return ``x`` where its elements play, and 0 elsewhere."""
         return x * self._plays(x.shape, at).to(x.dtype)
 
     def keep(self, site: int, shape: Sequence[int], at: At, *_: object) -> Tensor:
